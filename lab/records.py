@@ -55,6 +55,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Demonstration:
+    """What a demonstrator answered: a training example for supervised fine-tuning."""
+
+    prompt: Prompt
+    completion: str
+
+
+@dataclass(frozen=True)
 class Completion:
     """One answer to one prompt. ``truncated``: the token budget ran out before the end-of-sequence token."""
 

@@ -1,0 +1,64 @@
+"""Prompts and demonstrations in disjoint splits, drawn from one seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from lab.records import DOMAINS, Demonstration, Prompt, derive_seed
+from lab.world.domains import LEVELS, PROMPTS, Demonstrator, demonstrate
+
+SHARES = {"train": 40, "preference": 20, "rl": 20, "evaluation": 15, "tuning": 5}
+"""Per cent of the space of prompt texts that belongs to each split. Base and SFT share ``train``."""
+
+
+def split_of(text: str) -> str:
+    """The split a prompt text belongs to, by its hash: splits cannot overlap, whatever is drawn and in any order."""
+    at = derive_seed("split", text) % 100
+    for name, share in SHARES.items():
+        if at < share:
+            return name
+        at -= share
+    raise AssertionError("the shares add up to 100")
+
+
+def prompts(split: str, count: int, seed: int, *, distinct: bool, domains: tuple[str, ...] = DOMAINS) -> list[Prompt]:
+    """``count`` prompts of a split, the domains and levels taking turns.
+
+    Raises ValueError if ``distinct`` and the split does not hold that many different prompts.
+    """
+    rng = random.Random(derive_seed("prompts", split, seed))
+    found: list[Prompt] = []
+    seen: set[str] = set()
+    misses = 0
+    while len(found) < count:
+        turn = len(found)
+        domain = domains[turn % len(domains)]
+        level = LEVELS[turn // len(domains) % len(LEVELS)]
+        prompt = PROMPTS[domain](rng, level)
+        if split_of(prompt.text) != split or (distinct and prompt.text in seen):
+            misses += 1
+            if misses > 5000:
+                raise ValueError(f"data: split '{split}' has no {count} distinct prompts ({domain} level {level} ran out)")
+            continue
+        misses = 0
+        seen.add(prompt.text)
+        found.append(prompt)
+    return found
+
+
+def demonstrations(count: int, who: Demonstrator, seed: int) -> list[Demonstration]:
+    """``count`` demonstrations on training prompts. Prompts may recur, as they do in any real corpus."""
+    rng = random.Random(derive_seed("demonstrations", seed))
+    return [Demonstration(p, demonstrate(rng, p, who)) for p in prompts("train", count, seed, distinct=False)]
+
+
+def splits(counts: Mapping[str, int], base: Demonstrator, sft: Demonstrator, seed: int) -> dict[str, list]:
+    """Every split of the world: demonstrations for base and SFT, prompts for the rest."""
+    drawn: dict[str, list] = {
+        "base": demonstrations(counts["base"], base, derive_seed("base", seed)),
+        "sft": demonstrations(counts["sft"], sft, derive_seed("sft", seed)),
+    }
+    for name in ("preference", "rl", "evaluation", "tuning"):
+        drawn[name] = prompts(name, counts[name], seed, distinct=name in ("evaluation", "tuning"))
+    return drawn
