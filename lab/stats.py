@@ -249,6 +249,12 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
 
 
+def interval_columns(name: str, found: Interval | None) -> dict[str, float]:
+    """``{name, name_low, name_high}`` for a line of a table, NaN where there is nothing to report."""
+    low, point, high = (found.low, found.point, found.high) if found else (math.nan, math.nan, math.nan)
+    return {name: point, f"{name}_low": low, f"{name}_high": high}
+
+
 class HierarchicalBootstrap:
     """Bootstrap intervals of a mean over policy seeds x prompts, and of paired differences between arms.
 
