@@ -6,21 +6,13 @@ missing and mistyped keys raise ``ConfigError`` naming the key and the nearest v
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal, TypeVar, Union
+from typing import Literal, Union
 
-T = TypeVar("T")
+from lab.typed import ConfigError, build, nearest, plain
 
-
-class ConfigError(ValueError):
-    """A config key is unknown, missing, or has a value it cannot take. The message starts with the key's path."""
+__all__ = ["ConfigError", "LabConfig", "build", "nearest", "plain"]
 
 
 # ---------------------------------------------------------------- what a config may say
@@ -300,6 +292,56 @@ class ScaleConfig:
 
 
 @dataclass(frozen=True)
+class SizesConfig:
+    """The one table of numbers that a scale file sets; model, data, method and other files interpolate from it.
+
+    So a scale reaches every arm of every experiment without knowing which arms there are, and an override of one key
+    in its own place (``arms.dpo.method.epochs=3``) still wins. base_*: the world model's pretraining.
+    """
+
+    base_examples: int
+    base_batch: int
+    base_learning_rate: float
+    base_warmup: int
+    sft_examples: int
+    sft_epochs: float
+    sft_batch: int
+    sft_learning_rate: float
+    sft_warmup: int
+    continued_examples: int
+    preference_prompts: int
+    rl_prompts: int
+    evaluation_prompts: int
+    tuning_prompts: int
+    pairs: int
+    held_out_pairs: int
+    samples_per_prompt: int
+    reward_epochs: float
+    reward_batch: int
+    reward_learning_rate: float
+    reward_warmup: int
+    direct_epochs: float
+    direct_batch: int
+    direct_learning_rate: float
+    direct_warmup: int
+    rl_steps: int
+    rl_prompts_per_rollout: int
+    rl_completions: int
+    rl_learning_rate: float
+    rl_warmup: int
+    best_of_n: Sequence[int]
+    best_of_n_pool: int
+    evaluation_samples: int
+    curve_samples: int
+    pass_k: int
+    completion_tokens: int
+    sequence_tokens: int
+    checkpoints: int
+    save_every: int
+    micro_batch: int
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """How and where to run. Nothing here is part of any artifact's identity."""
 
@@ -320,6 +362,7 @@ class LabConfig:
 
     experiment: str
     scale: ScaleConfig
+    sizes: SizesConfig
     seeds: int
     first_seed: int
     plan: bool
@@ -331,117 +374,3 @@ class LabConfig:
     evaluation: EvaluationConfig
     arms: Mapping[str, ArmConfig]
     run: RunConfig
-
-
-# ---------------------------------------------------------------- building
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """A suggestion to append to an error message: `` (did you mean 'x'?)``, or the whole list if it is short."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if close:
-        return f" (did you mean {close[0]!r}?)"
-    return f" (known: {', '.join(sorted(known))})" if len(known) <= 40 else ""
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
-
-
-def _expected(path: str, what: str, value: Any) -> ConfigError:
-    return ConfigError(f"{path}: expected {what}, got {value!r}")
-
-
-def build(kind: type[T], value: Any, path: str = "") -> T:
-    """A frozen ``kind`` from a plain mapping.
-
-    Raises ConfigError naming the full key path for unknown keys (with the nearest known one), missing keys, wrong
-    types, numbers that are not finite, and values outside a Literal. Strings are never read as numbers: a quoted
-    ``"1e-5"`` is an error, not a surprise later.
-    """
-    if not isinstance(value, Mapping):
-        raise _expected(path or "config", "a mapping", value)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    prefix = f"{path}." if path else ""
-    for key in value:
-        if key not in fields:
-            raise ConfigError(f"{prefix}{key}: unknown key{nearest(str(key), list(fields))}")
-    hints, arguments = _hints(kind), {}
-    for name, field in fields.items():
-        if name in value:
-            arguments[name] = _convert(hints[name], value[name], prefix + name)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{prefix}{name}: missing")
-    return kind(**arguments)
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if value == "???":
-        raise ConfigError(f"{path}: must be given (it is ??? in the config)")
-    if origin in (Union, types.UnionType):
-        return _convert_union(arguments, value, path)
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
-            suggestion = nearest(str(value), [str(argument) for argument in arguments])
-            raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(str, arguments))}{suggestion}")
-        return value
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, path)
-    if origin in (Mapping, dict) or getattr(origin, "__name__", "") == "Mapping":
-        if not isinstance(value, Mapping):
-            raise _expected(path, "a mapping", value)
-        return {key: _convert(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
-    if getattr(origin, "__name__", "") in ("Sequence", "tuple"):
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise _expected(path, "a list", value)
-        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    return _convert_scalar(hint, value, path)
-
-
-def _convert_union(options: Sequence[Any], value: Any, path: str) -> Any:
-    """None where it is allowed; a dataclass chosen by its ``kind``; else the one other option."""
-    if value is None:
-        if type(None) in options:
-            return None
-        raise ConfigError(f"{path}: missing (it is null)")
-    rest = [option for option in options if option is not type(None)]
-    if len(rest) == 1:
-        return _convert(rest[0], value, path)
-    kinds = {typing.get_args(_hints(option)["kind"])[0]: option for option in rest}
-    if not isinstance(value, Mapping):
-        raise _expected(path, "a mapping", value)
-    if "kind" not in value:
-        raise ConfigError(f"{path}.kind: missing (one of {', '.join(kinds)})")
-    if value["kind"] not in kinds:
-        raise ConfigError(f"{path}.kind: {value['kind']!r} is unknown{nearest(str(value['kind']), list(kinds))}")
-    return build(kinds[value["kind"]], value, path)
-
-
-def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise _expected(path, "a finite number", value)
-        return float(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if hint in (str, bool) and isinstance(value, hint):
-        return value
-    names = {float: "number", int: "integer", str: "string", bool: "boolean (true or false)"}
-    raise _expected(path, _article(names.get(hint, str(hint))), value)
-
-
-def plain(value: Any) -> Any:
-    """A dataclass as plain JSON-able data, for step identities."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value

@@ -1,0 +1,31 @@
+"""One module a question. Adding an experiment: a module with ``run``, a line here, a file in ``conf/experiment/``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lab.config import LabConfig
+from lab.typed import ConfigError, nearest
+
+
+def _compare(config: LabConfig) -> int:
+    from experiments import compare  # not before the config is known to be good
+
+    return compare.run(config)
+
+
+EXPERIMENTS: dict[str, Callable[[LabConfig], int]] = {
+    "compare": _compare,
+    "health": _compare,  # compare with one more arm
+}
+
+
+def run(config: LabConfig) -> int:
+    """Run (or, with ``plan=true``, print) the experiment of a checked config; the exit code, 0 if every arm finished.
+
+    Raises ConfigError for an experiment that has no module.
+    """
+    if config.experiment not in EXPERIMENTS:
+        suggestion = nearest(config.experiment, list(EXPERIMENTS))
+        raise ConfigError(f"experiment: {config.experiment!r} has no module in experiments/{suggestion}")
+    return EXPERIMENTS[config.experiment](config)

@@ -1,0 +1,221 @@
+"""``python -m lab``: Hydra composes ``conf/``, ``lab.config`` checks it, an experiment runs. Nothing else happens here.
+
+Exit codes: 0 done, 1 something failed while running, 2 the configuration or the command line is wrong, 130 interrupted.
+Neither torch nor transformers is imported before a step has to be computed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lab.checks import check
+from lab.config import LabConfig
+from lab.typed import ConfigError, build, nearest
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
+"""Hydra's own switch: the user wants tracebacks, also of mistakes in a config. Read before ``main`` sets it."""
+
+
+class RunFailedError(RuntimeError):
+    """A run of a sweep ended with a non-zero exit code. (Hydra goes on with the other runs, then raises it.)"""
+
+
+def tenth(value: Any) -> Any:
+    """``${tenth:${key}}`` in a config file. What is not a number passes through: the builder names the key."""
+    return value / 10 if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+OmegaConf.register_new_resolver("tenth", tenth, replace=True)
+
+
+def load(raw: DictConfig) -> LabConfig:
+    """The typed and checked config. Raises ConfigError; a value from the environment is not repeated in its message."""
+    try:
+        plain = OmegaConf.to_container(raw, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
+    try:
+        config = build(LabConfig, plain)
+        check(config)
+    except ConfigError as error:
+        raise ConfigError(hide_environment(str(error), raw)) from error
+    return config
+
+
+def hide_environment(message: str, raw: DictConfig) -> str:
+    """``message`` with the values of ``${oc.env:NAME}`` interpolations replaced by the names: they may be secrets."""
+    for name in re.findall(r"oc\.env:\s*([A-Za-z_][A-Za-z0-9_]*)", OmegaConf.to_yaml(raw, resolve=False)):
+        if value := os.environ.get(name):
+            message = message.replace(value, f"${{oc.env:{name}}}")
+    return message
+
+
+def offline(config: LabConfig) -> None:
+    """Tell the libraries, and child processes, whether the hub may be asked. They read this when first imported."""
+    flag = "1" if config.run.hub_offline else "0"
+    os.environ.update(
+        HF_HUB_OFFLINE=flag,
+        TRANSFORMERS_OFFLINE=flag,
+        HF_DATASETS_OFFLINE=flag,
+        HF_HUB_DISABLE_TELEMETRY="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
+
+
+def task(raw: DictConfig) -> None:
+    """One run. In a sweep, failures are raised so that Hydra goes on; a single run ends the process itself."""
+    swept = HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        config = load(raw)
+        offline(config)
+        import experiments  # after the environment is set
+
+        code = experiments.run(config)
+    except ConfigError as error:
+        if swept or FULL_ERROR:
+            raise
+        fail(str(error), 2)
+    except Exception as error:
+        if swept:
+            raise
+        traceback.print_exception(error)
+        sys.exit(1)
+    if code and swept:
+        raise RunFailedError(f"exit code {code}")
+    if code:
+        sys.exit(code)
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """Hydra's message, in one line where it can be, with the nearest key for an override that matched none."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {str(error.__cause__ or error).splitlines()[0]}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        if error.options:
+            close = nearest(option, error.options)
+            listed = "" if "known:" in close else f"; known: {', '.join(sorted(error.options))}"
+            return f"{group}: there is no {option!r} in conf/{group}{close}{listed}"
+    unknown = re.match(r"Could not (?:override|delete)(?: from config\.)?(?: The value of)? '([^']+)'", str(error))
+    if not unknown:
+        return f"{error}" + (f" ({error.__cause__})" if isinstance(error.__cause__, OmegaConfBaseException) else "")
+    key = unknown.group(1).rstrip(".")
+    overrides = [argument for argument in arguments if "=" in argument or argument.startswith("~")]
+    config = compose_what_can_be(overrides)
+    return f"{key}: unknown key{suggest(key, config)}"
+
+
+def compose_what_can_be(overrides: Sequence[str]) -> DictConfig:
+    """The config with those overrides that fit, so that suggestions know the groups that were chosen."""
+    kept: list[str] = []
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for override in overrides:
+            try:
+                hydra.compose("config", [*kept, override])
+            except (HydraException, OmegaConfBaseException):
+                continue
+            kept.append(override)
+        return hydra.compose("config", kept)
+
+
+def suggest(key: str, config: DictConfig) -> str:
+    """The nearest key in the same place, else a key of the same name elsewhere."""
+    place = config
+    done: list[str] = []
+    parts = key.split("@")[0].split(".")
+    for index, part in enumerate(parts):
+        known = [str(item) for item in place]
+        if part not in known:
+            close = nearest(part, known)
+            if "did you mean" in close:
+                return " (did you mean {!r}?)".format(".".join([*done, close.split("'")[1], *parts[index + 1 :]]))
+            paths = {path.split(".")[-1]: path for path in reversed(leaves(OmegaConf.to_container(config)))}
+            elsewhere = difflib.get_close_matches(parts[-1], paths, n=1, cutoff=0.8)
+            return f" (did you mean {paths[elsewhere[0]]!r}?)" if elsewhere else nearest(part, known)
+        done.append(part)
+        below = OmegaConf.select(config, ".".join(done))
+        if not isinstance(below, DictConfig):
+            return f" ({'.'.join(done)} has nothing below it)"
+        place = below
+    return f" (it is in conf/, but not in this composition: see {key.split('.')[0]} in --cfg job)"
+
+
+def leaves(value: Any, path: str = "") -> list[str]:
+    """The dotted path of every value, shallow ones first."""
+    found: list[str] = []
+    for key, item in value.items() if isinstance(value, dict) else ():
+        here = f"{path}.{key}" if path else str(key)
+        found.append(here)
+        found.extend(leaves(item, here))
+    return sorted(found, key=lambda item: item.count("."))
+
+
+def check_sweep(arguments: Sequence[str]) -> None:
+    """Refuse a sweep that names a value twice, or a folder that already holds a sweep (Hydra would mix the two)."""
+    if not {"-m", "--multirun"} & set(arguments):
+        return
+    words = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    for override in OverridesParser.create().parse_overrides(words):
+        if override.is_sweep_override():
+            values = list(override.sweep_string_iterator())
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ConfigError(f"{override.key_or_group}: {twice[0]} is given twice in the sweep")
+        elif override.key_or_group == "hydra.sweep.dir":
+            folder = Path(str(override.value()))
+            if folder.is_dir() and any(folder.iterdir()):
+                raise ConfigError(f"hydra.sweep.dir: {str(folder)!r} already holds a sweep; name a new folder")
+
+
+def main() -> None:
+    """Entry point of ``lab`` and ``python -m lab``."""
+    arguments = sys.argv[1:]
+    if not CONF.is_dir():
+        fail(f"{CONF}: no such folder; the lab runs from a checkout: pip install -e .", 2)
+    # Hydra prints its errors with a traceback and exits 1; this lets them through, to be printed in one line below.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        check_sweep(arguments)
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        if FULL_ERROR:
+            raise
+        fail(str(error) if isinstance(error, ConfigError) else explain(error, arguments), 2)
+    except RunFailedError as error:
+        fail(f"a run of the sweep failed: {error}", 1)
+    except OSError as error:
+        if FULL_ERROR:
+            raise
+        fail(f"{error.filename}: {error.strerror}", 1)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+
+
+def fail(message: str, code: int) -> None:
+    """Print one line on stderr and leave."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    # Under its real name, so that other processes (Hydra's launchers) can import the task and the resolver.
+    from lab.__main__ import main as run_main
+
+    run_main()
