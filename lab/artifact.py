@@ -34,7 +34,7 @@ class StoreError(ValueError):
     """Something in the store is not as it must be; the message names the path."""
 
 
-class MissingArtifact(StoreError):
+class MissingArtifact(StoreError):  # noqa: N818
     """The artifact ``key`` is not in the store."""
 
     def __init__(self, key: str, message: str):

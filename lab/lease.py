@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 
-class LeaseLost(RuntimeError):
+class LeaseLost(RuntimeError):  # noqa: N818
     """Another builder took this key over, because this one seemed dead; what was built here may not be published."""
 
 

@@ -160,6 +160,8 @@ class Store:
                 return [f"{folder / MANIFEST}: edited since it was published"]
             files = manifest["files"]
             found = list_files(folder)
+        except MissingArtifact:
+            raise
         except StoreError as error:
             return [str(error)]
         wrong = [f"{folder / name}: missing" for name in sorted(set(files) - set(found))]
@@ -167,7 +169,7 @@ class Store:
             if name not in files:
                 if not Path(name).name.startswith("."):  # file managers and NFS drop hidden files
                     wrong.append(f"{folder / name}: not in the manifest")
-            elif sha256_file(folder / name) != files[name]["sha256"]:
+            elif self._digest(key, folder / name) != files[name]["sha256"]:
                 wrong.append(f"{folder / name}: sha256 differs from the manifest")
         return wrong
 
@@ -179,9 +181,20 @@ class Store:
         """
         wrong = self.problems(key)
         if wrong:
-            self.quarantine(key)
-            raise CorruptArtifact(key, f"{wrong[0]} (and {len(wrong) - 1} more; moved to quarantine, run again)")
+            said = "moved to quarantine: run again to rebuild it"
+            try:
+                self.quarantine(key)
+            except OSError as error:
+                said = f"could not be moved to quarantine: {error.strerror}"
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise CorruptArtifact(key, f"{wrong[0]}{more} ({said})")
         return Artifact(self.path(key), self.manifest(key))
+
+    def _digest(self, key: str, path: Path) -> str:
+        try:
+            return sha256_file(path)
+        except FileNotFoundError as error:
+            raise MissingArtifact(key, f"{path}: gone while it was verified") from error
 
     def resolve(self, prefix: str) -> str:
         """The one key that starts with ``prefix``. Raises StoreError when there is none or more than one."""
@@ -248,7 +261,10 @@ class Store:
         folder = self.path(key)
         target = self.root / ".quarantine" / f"{key}-{uuid.uuid4().hex[:8]}"
         target.parent.mkdir(exist_ok=True)
-        os.replace(folder, target)
+        try:
+            os.replace(folder, target)
+        except FileNotFoundError as error:
+            raise MissingArtifact(key, f"{folder}: gone before it could be moved to quarantine") from error
         return target
 
     @contextlib.contextmanager
