@@ -25,7 +25,7 @@ from lab.artifact import canonical_json
 from lab.plan import HIT, MISS, Estimate, Plan, Step
 from lab.progress import Event, display
 from lab.store import MissingArtifact, Store
-from lab.worker import Job, Stopped, Worker, import_runner, run_job, unused_logs
+from lab.worker import Job, Stopped, StopSwitch, Worker, import_runner, run_job, unused_logs
 
 
 @dataclass(frozen=True)
@@ -245,17 +245,13 @@ def _signals(handle: Callable[[int], None]) -> Iterator[None]:
 
 
 def _run_here(schedule: Schedule, store: Store, runner: str, tell: Callable[..., None]) -> None:
-    function = import_runner(runner)
-
-    def stop(number: int) -> None:
-        raise Stopped(number)
-
+    function, switch = import_runner(runner), StopSwitch()
     try:
-        with _signals(stop):
+        with _signals(switch):
             while (step := schedule.next()) is not None:
                 clock = time.monotonic()
                 try:
-                    how = run_job(store, function, Job.of(step), functools.partial(_report, tell, step))
+                    how = run_job(store, function, Job.of(step), functools.partial(_report, tell, step), switch)
                 except Exception as error:
                     reason = f"{type(error).__name__}: {error}"
                     if isinstance(error, MissingArtifact) and schedule.rebuild(step, error.key):
@@ -265,6 +261,7 @@ def _run_here(schedule: Schedule, store: Store, runner: str, tell: Callable[...,
                 else:
                     schedule.finish(step, how)
                     tell("finish" if how == "built" else "reuse", step, seconds=time.monotonic() - clock)
+                switch.check()
     except Stopped as stopped:
         raise SystemExit(128 + stopped.args[0]) from None
 

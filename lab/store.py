@@ -273,7 +273,7 @@ class Store:
 
         Yields None when the artifact exists (another builder held the lease, was waited for, and published). Otherwise
         the body writes into ``building.out``; leaving it publishes, an exception publishes nothing and keeps only the
-        scratch folder. ``on_wait`` is called once if another builder must be waited for.
+        scratch folder. ``on_wait`` is called at every look (each ``poll_seconds``) while another builder is at work.
         Raises StoreError (unwritable, bad names), MissingArtifact or CorruptArtifact (an input), LeaseLost, and
         OSError with the path when the disk is full.
         """
@@ -281,13 +281,14 @@ class Store:
         if step.kind.startswith("."):
             raise StoreError(f"step.kind: {step.kind!r} may not start with a dot")
         self.prepare()
-        lease = self._wait_for_lease(step.key, on_wait)
-        if lease is None:
-            yield None
-            return
         out = self.root / step.kind / f"{step.key}.tmp-{uuid.uuid4().hex}"
         scratch = self.root / ".scratch" / step.key
+        lease = None
         try:
+            lease = self._wait_for_lease(step.key, on_wait)
+            if lease is None:
+                yield None
+                return
             with contextlib.suppress(MissingArtifact):
                 self.path(step.key)
                 self.quarantine(step.key)  # there, but its manifest does not parse
@@ -306,7 +307,8 @@ class Store:
             raise
         finally:
             shutil.rmtree(out, ignore_errors=True)
-            lease.release()
+            if lease is not None:
+                lease.release()
 
     def _wait_for_lease(self, key: str, on_wait: Callable[[], None] | None) -> Lease | None:
         while not self.has(key):
@@ -318,7 +320,6 @@ class Store:
                 return None
             if on_wait is not None:
                 on_wait()
-                on_wait = None
             time.sleep(self.poll_seconds)
         return None
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -47,6 +47,37 @@ OUTPUT_TAIL = 20_000
 
 class Stopped(BaseException):
     """SIGTERM arrived. Not an Exception, so that a stage's ``except Exception`` does not swallow it."""
+
+
+class StopSwitch:
+    """Turns a signal into Stopped, but only where that is safe: in a stage, never between taking a lease and the code
+    that will release it, nor in mid-publish. Elsewhere the signal waits for the next safe place; a second one does not.
+    """
+
+    def __init__(self) -> None:
+        self.pending: int | None = None
+        self._safe = False
+
+    def __call__(self, number: int) -> None:
+        force = self.pending is not None
+        self.pending = number
+        if self._safe or force:
+            raise Stopped(number)
+
+    def check(self) -> None:
+        """A safe place by itself. Raises Stopped if a signal came."""
+        if self.pending is not None:
+            raise Stopped(self.pending)
+
+    @contextlib.contextmanager
+    def safe(self) -> Iterator[None]:
+        """Everything in this block may be interrupted."""
+        try:
+            self._safe = True
+            self.check()
+            yield
+        finally:
+            self._safe = False
 
 
 @dataclass(frozen=True)
@@ -77,19 +108,31 @@ def import_runner(name: str) -> Callable[..., Any]:
         raise ValueError(f"runner {name!r}: no such function ({error})") from error
 
 
-def run_job(store: Store, runner: Callable[..., Any], job: Job, report: Callable[..., None]) -> str:
+def run_job(
+    store: Store, runner: Callable[..., Any], job: Job, report: Callable[..., None], switch: StopSwitch
+) -> str:
     """Build one step in this process; "built", or "reused" when another builder published it first.
 
     ``report(what, *details)`` hears ("wait",), ("start",) and ("progress", done, total, note).
-    Whatever the stage raises comes out; nothing is published then.
+    Whatever the stage raises comes out, and Stopped by ``switch``; nothing is published then.
     """
+    waits = 0
+
+    def on_wait() -> None:
+        nonlocal waits
+        switch.check()
+        waits += 1
+        if waits == 1:
+            report("wait")
+
     for attempt in (1, 2, 3):
         try:
-            with store.build(job, on_wait=lambda: report("wait")) as building:
+            with store.build(job, on_wait) as building:
                 if building is None:
                     return "reused"
                 report("start")
-                _run_stage(runner, job, building, report)
+                with switch.safe():
+                    _run_stage(runner, job, building, report)
             return "built"
         except LeaseLost:
             if attempt == 3:
@@ -149,30 +192,40 @@ def serve(descriptor: int) -> None:
         with lock:
             connection.send(message)
 
-    def stop(_signal: int, _frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Stopped
+    switch = StopSwitch()
+
+    def stop(number: int, _frame: object) -> None:
+        # A batch system signals the whole job, so a second one comes from the parent; force is the parent's SIGKILL.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        switch(number)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=listen, daemon=True).start()
     try:
         store, runner_name = inbox.get()
-        while (message := inbox.get()) is not None:
+        while True:
+            with switch.safe():
+                message = inbox.get()
+            if message is None:
+                return
             _truncate_output()
             if isinstance(message, str):
-                with contextlib.suppress(Exception):  # whatever is wrong shows again, with a step's name, when it runs
+                # Whatever is wrong with it shows again, under a step's name, when that step runs.
+                with switch.safe(), contextlib.suppress(Exception):
                     importlib.import_module(message)
                 send("idle")
             else:
-                _serve_job(store, runner_name, message, send)
+                _serve_job(store, runner_name, message, send, switch)
     except Stopped:
         os._exit(128 + signal.SIGTERM)  # the store has cleaned up on the way here; library threads may hang
 
 
-def _serve_job(store: Store, runner_name: str, job: Job, send: Callable[..., None]) -> None:
+def _serve_job(store: Store, runner_name: str, job: Job, send: Callable[..., None], switch: StopSwitch) -> None:
     try:
-        how = run_job(store, import_runner(runner_name), job, send)
+        with switch.safe():
+            runner = import_runner(runner_name)
+        how = run_job(store, runner, job, send, switch)
     except Exception as error:
         sys.stdout.flush()
         missing = error.key if isinstance(error, MissingArtifact) else None

@@ -21,7 +21,7 @@ from lab.plan import Plan, Step, Work
 from lab.progress import Event
 from lab.records import Ledger
 from lab.store import Context, StageResult, Store, StoreError
-from lab.worker import environment
+from lab.worker import Stopped, StopSwitch, environment
 
 HERE = Path(__file__).parent
 RUNNER = f"{Path(__file__).stem}.run_stage"
@@ -44,7 +44,7 @@ def run_stage(
     time.sleep(config.get("sleep", 0.0))
     read = sorted((name, (path / "text").read_text()) for name, path in inputs.items())
     (out / "text").write_text(f"{kind} {sorted(config.items())} {read}")
-    span = {"began": began, "ended": time.monotonic(), "pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}
+    span = {"began": began, "ended": time.monotonic(), "pid": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
     return StageResult(Ledger(demonstrations=1), span)
 
 
@@ -166,13 +166,18 @@ def test_a_corrupt_input_is_rebuilt_and_its_reader_goes_on(store: Store, workers
 def test_idle_workers_warm_up_while_the_first_step_runs(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "heavy.py").write_text(f"import os\nopen({str(tmp_path)!r} + f'/warm-{{os.getpid()}}', 'w')\n")
+    (tmp_path / "heavy.py").write_text(f"""
+import os, time
+from pathlib import Path
+Path({str(tmp_path)!r}, f"warm-{{os.getpid()}}").write_text(str(time.monotonic()))
+""")
     monkeypatch.syspath_prepend(tmp_path)
     first = Step("a", {"sleep": 0.5})
     assert go([Step("a", {"n": 1}, {"x": first}), Step("a", {"n": 2}, {"x": first})], store, warm_up="heavy").ok
-    warmed = {int(path.name.partition("-")[2]) for path in tmp_path.glob("warm-*")}
-    assert warmed
-    assert store.load(first.key).metrics["pid"] not in warmed
+    warmed = {int(path.name.partition("-")[2]): float(path.read_text()) for path in tmp_path.glob("warm-*")}
+    span = store.load(first.key).metrics
+    assert any(at < span["ended"] for pid, at in warmed.items() if pid != span["pid"])
+    assert warmed.get(span["pid"], span["ended"]) >= span["ended"]  # work comes before warming
 
 
 def test_order_is_by_the_longest_chain_and_does_not_vary(store: Store) -> None:
@@ -298,3 +303,16 @@ def test_environment_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "HF_HUB_OFFLINE" not in environment(False)
     assert environment(True)["HF_HUB_OFFLINE"] == "1"
     assert environment(True)["HF_DATASETS_OFFLINE"] == "0"
+
+
+def test_a_signal_outside_a_safe_place_waits_for_the_next_one() -> None:
+    switch = StopSwitch()
+    switch(signal.SIGTERM)
+    with pytest.raises(Stopped), switch.safe():
+        pytest.fail("the stage may not start")
+    with pytest.raises(Stopped):
+        switch(signal.SIGTERM)  # insisting works anywhere
+    calm = StopSwitch()
+    calm.check()
+    with pytest.raises(Stopped), calm.safe():
+        calm(signal.SIGINT)

@@ -318,7 +318,7 @@ def test_a_stale_lease_is_taken_over_and_the_late_writer_may_not_publish(tmp_pat
         with fast.build(step, on_wait=lambda: waited.append(1)) as building:
             assert building is not None
             (building.out / "data.txt").write_text("in time")
-    assert waited == [1]
+    assert waited
     assert (fast.load(step.key).path / "data.txt").read_text() == "in time"
     assert not list((tmp_path / ".leases").iterdir())
     assert not list((tmp_path / "a").glob("*.tmp-*"))
