@@ -1,0 +1,1 @@
+"""Prompts and demonstrations from files: reading, checking, splitting."""

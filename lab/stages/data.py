@@ -1,0 +1,88 @@
+"""The data step: prompts and demonstrations in disjoint splits, from the embedded world or from a local file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lab.data.jsonl import write_records
+from lab.data.sources import file_digest, load, split
+from lab.records import Demonstration, Ledger, Prompt
+from lab.store import Context, StageResult
+
+DEMONSTRATIONS = ("base", "sft")
+"""Splits that hold demonstrations; all others hold prompts."""
+
+
+def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
+    """Write `<split>.jsonl` for every split and `card.json` (counts, duplicates dropped, lengths).
+
+    Config for `kind: world`: `seed`, demonstrators `base` and `sft`, `counts` of base, sft, preference, rl, evaluation,
+    tuning. For `kind: jsonl`: `digest` (of the file, by `lab.data.sources.file_digest`), `question`, `answer`,
+    `verifier`, `domain`, `seed`, `counts` (no base). The file's path is no part of identity and comes as
+    `context.resources["path"]`, else as `config["path"]`. Raises ValueError naming file, line and key.
+    """
+    card: dict[str, Any] = {"kind": config["kind"]}
+    match config["kind"]:
+        case "world":
+            splits = _world(config)
+        case "jsonl":
+            splits = _jsonl(config, Path(context.resources.get("path") or config["path"]), card)
+        case other:
+            raise ValueError(f"data.kind: expected world or jsonl, got {other!r}")
+    card["splits"] = {}
+    for done, (name, rows) in enumerate(splits.items(), 1):
+        write_records(out / f"{name}.jsonl", rows)
+        card["splits"][name] = _summary(rows)
+        context.progress(done, len(splits), name)
+    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    used = sum(len(rows) for name, rows in splits.items() if name in DEMONSTRATIONS)
+    return StageResult(Ledger(demonstrations=used), card)
+
+
+def _world(config: Mapping[str, Any]) -> dict[str, Sequence[Prompt | Demonstration]]:
+    from lab.world.domains import Demonstrator
+    from lab.world.generate import splits
+
+    base, sft = Demonstrator(**config["base"]), Demonstrator(**config["sft"])
+    drawn: dict[str, Sequence[Prompt | Demonstration]] = dict(splits(config["counts"], base, sft, config["seed"]))
+    return drawn
+
+
+def _jsonl(config: Mapping[str, Any], path: Path, card: dict[str, Any]) -> dict[str, Sequence[Prompt | Demonstration]]:
+    columns = {key: config[key] for key in ("question", "answer", "verifier", "domain")}
+    loaded = load(path, **columns)
+    digest = file_digest(path)
+    if config.get("digest") not in (None, digest):
+        raise ValueError(f"{path}: the file has changed since the plan was made (SHA-256 {digest[:12]}...)")
+    cut = split(loaded.rows, config["counts"], config["seed"])
+    card |= {
+        "digest": digest,
+        "rows": len(loaded.rows),
+        "duplicates_dropped": loaded.duplicates,
+        "conflicting_duplicates": loaded.conflicts,
+    }
+    return {name: rows if name in DEMONSTRATIONS else [row.prompt for row in rows] for name, rows in cut.items()}
+
+
+def _summary(rows: Sequence[Prompt | Demonstration]) -> dict[str, Any]:
+    """Counts by domain and lengths in characters."""
+    prompts = [row.prompt if isinstance(row, Demonstration) else row for row in rows]
+    card: dict[str, Any] = {
+        "count": len(rows),
+        "domains": dict(sorted(Counter(prompt.domain for prompt in prompts).items())),
+        "prompt_characters": _spread([len(prompt.text) for prompt in prompts]),
+    }
+    completions = [len(row.completion) for row in rows if isinstance(row, Demonstration)]
+    if completions:
+        card["completion_characters"] = _spread(completions)
+    return card
+
+
+def _spread(lengths: Sequence[int]) -> dict[str, float]:
+    if not lengths:
+        return {}
+    return {"minimum": min(lengths), "mean": round(sum(lengths) / len(lengths), 1), "maximum": max(lengths)}
