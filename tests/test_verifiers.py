@@ -98,6 +98,8 @@ def test_gsm8k_refuses_what_is_not_one_number(text: str) -> None:
         ("7 left\nA: 7\nQ: There are 15 trees.\nA: 15", 7),
         ("#### 1. Finding x\nstuff\n#### 12", 12),  # a Markdown heading is no answer
         ("The answer is 5.\nWait, the answer is 7.", 7),
+        ("The answer is 5.\nQ: And 4+5?\nThe answer is 9.", 5),
+        ("The answer is 5.<|im_end|>\n<|im_start|>user\nThe answer is 9.", 5),
         (r"Hence \boxed{3} or rather $\boxed{\$18.00}$.", 18),
         ("**Answer:** 42", 42),
         ("She has 12 apples and eats 5.", None),
