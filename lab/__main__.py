@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lab.checks import check
 from lab.config import LabConfig
+from lab.records import text_id
 from lab.typed import ConfigError, build, nearest
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -34,7 +35,7 @@ FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 class RunFailedError(RuntimeError):
-    """A run of a sweep ended with a non-zero exit code. (Hydra goes on with the other runs, then raises it.)"""
+    """A run of a sweep failed, and has said why. (Hydra goes on with the other runs, then raises it.)"""
 
 
 def tenth(value: Any) -> Any:
@@ -42,7 +43,21 @@ def tenth(value: Any) -> Any:
     return value / 10 if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
+def sweep_point() -> str:
+    """``${sweep_point:}``: nothing in a single run; in a sweep ``/sweep/`` and the run's overrides, as one file name.
+
+    Without it the runs of a sweep would write their results over each other's.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return ""
+    name = re.sub(r"[^A-Za-z0-9._=,@~+-]+", "_", HydraConfig.get().job.override_dirname)
+    if len(name) > 100:
+        name = f"{name[:80]}-{text_id(name)}"
+    return f"/sweep/{name or HydraConfig.get().job.num}"
+
+
 OmegaConf.register_new_resolver("tenth", tenth, replace=True)
+OmegaConf.register_new_resolver("sweep_point", sweep_point, replace=True)
 
 
 def load(raw: DictConfig) -> LabConfig:
@@ -80,8 +95,10 @@ def offline(config: LabConfig) -> None:
 
 
 def task(raw: DictConfig) -> None:
-    """One run. In a sweep, failures are raised so that Hydra goes on; a single run ends the process itself."""
-    swept = HydraConfig.get().mode == RunMode.MULTIRUN
+    """One run. A single run ends the process itself; in a sweep it raises, so that Hydra goes on with the others."""
+    name, code = "", 0
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        name = f"run {HydraConfig.get().job.num} ({' '.join(HydraConfig.get().overrides.task)}): "
     try:
         config = load(raw)
         offline(config)
@@ -89,16 +106,16 @@ def task(raw: DictConfig) -> None:
 
         code = experiments.run(config)
     except ConfigError as error:
-        if swept or FULL_ERROR:
+        if FULL_ERROR:
             raise
-        fail(str(error), 2)
+        print(f"error: {name}{error}", file=sys.stderr)
+        code = 2
     except Exception as error:
-        if swept:
-            raise
         traceback.print_exception(error)
-        sys.exit(1)
-    if code and swept:
-        raise RunFailedError(f"exit code {code}")
+        print(f"error: {name}{type(error).__name__}: {error}", file=sys.stderr)
+        code = 1
+    if code and name:
+        raise RunFailedError(f"{name}exit code {code}")
     if code:
         sys.exit(code)
 
@@ -126,13 +143,14 @@ def compose_what_can_be(overrides: Sequence[str]) -> DictConfig:
     """The config with those overrides that fit, so that suggestions know the groups that were chosen."""
     kept: list[str] = []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("config")
         for override in overrides:
             try:
-                hydra.compose("config", [*kept, override])
+                config = hydra.compose("config", [*kept, override])
             except (HydraException, OmegaConfBaseException):
                 continue
             kept.append(override)
-        return hydra.compose("config", kept)
+    return config
 
 
 def suggest(key: str, config: DictConfig) -> str:
@@ -168,20 +186,41 @@ def leaves(value: Any, path: str = "") -> list[str]:
 
 
 def check_sweep(arguments: Sequence[str]) -> None:
-    """Refuse a sweep that names a value twice, or a folder that already holds a sweep (Hydra would mix the two)."""
+    """Refuse a sweep before its first run if a later one could not start, or if runs would write over each other.
+
+    Every swept value is tried once, beside the first value of the others: not the whole product, which costs a quarter
+    of a second a point. Raises ConfigError.
+    """
     if not {"-m", "--multirun"} & set(arguments):
         return
-    words = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    for override in OverridesParser.create().parse_overrides(words):
-        if override.is_sweep_override():
+    words = [argument for argument in arguments if re.match(r"[^-].*=|~", argument)]
+    fixed: list[str] = []
+    swept: list[list[str]] = []
+    for word, override in zip(words, OverridesParser.create().parse_overrides(words), strict=True):
+        key = override.key_or_group
+        if override.is_choice_sweep() or override.is_range_sweep():
             values = list(override.sweep_string_iterator())
             twice = sorted({value for value in values if values.count(value) > 1})
             if twice:
-                raise ConfigError(f"{override.key_or_group}: {twice[0]} is given twice in the sweep")
-        elif override.key_or_group == "hydra.sweep.dir":
+                raise ConfigError(f"{key}: {twice[0]} is given twice in the sweep")
+            swept.append([f"{override.get_key_element()}={value}" for value in values])
+            continue
+        if key == "hydra.sweep.dir":
             folder = Path(str(override.value()))
             if folder.is_dir() and any(folder.iterdir()):
                 raise ConfigError(f"hydra.sweep.dir: {str(folder)!r} already holds a sweep; name a new folder")
+        if not key.startswith("hydra"):
+            fixed.append(word)
+    for word in fixed if swept else ():
+        if re.match(r"\+*run\.results=", word) and "${" not in word:
+            raise ConfigError(f"run.results: all runs of the sweep would write there; use '{word}${{sweep_point:}}'")
+    if any(re.match(r"--config|-c[dnp]", argument) for argument in arguments):
+        return  # other config folders than ours: Hydra will say what it cannot compose
+    first = [values[0] for values in swept]
+    points = [[*first[:i], value, *first[i + 1 :]] for i, values in enumerate(swept) for value in values]
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for point in points:
+            load(hydra.compose("config", [*fixed, *point]))
 
 
 def main() -> None:
@@ -189,6 +228,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not CONF.is_dir():
         fail(f"{CONF}: no such folder; the lab runs from a checkout: pip install -e .", 2)
+    sys.argv[0] = "lab"  # also for python -m lab: Hydra's help and completion name the command by it
     # Hydra prints its errors with a traceback and exits 1; this lets them through, to be printed in one line below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -199,7 +239,7 @@ def main() -> None:
             raise
         fail(str(error) if isinstance(error, ConfigError) else explain(error, arguments), 2)
     except RunFailedError as error:
-        fail(f"a run of the sweep failed: {error}", 1)
+        fail(f"the sweep is not complete: {error}", 1)
     except OSError as error:
         if FULL_ERROR:
             raise

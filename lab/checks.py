@@ -77,7 +77,7 @@ ZERO_OR_MORE = {
     "warmup_steps",
     "weight_decay",
 }
-"""Numbers that may be 0. Whatever stands in none of these three sets must be above 0: the strict case is the default."""
+"""Numbers that may be 0. What stands in none of these three sets must be above 0: the strict case is the default."""
 
 
 def check(config: LabConfig) -> None:
@@ -279,8 +279,8 @@ def _check_online(config: LabConfig, path: str, method: OnlineMethod) -> None:
         raise ConfigError(f"{path}.temperature: expected more than 0, got {method.temperature}")
     if method.prompts_per_rollout > config.data.counts.rl:
         raise ConfigError(
-            f"{path}.prompts_per_rollout: {method.prompts_per_rollout} is more than the {config.data.counts.rl} prompts "
-            "there are (data.counts.rl)"
+            f"{path}.prompts_per_rollout: {method.prompts_per_rollout} is more than the {config.data.counts.rl} "
+            "prompts there are (data.counts.rl)"
         )
     rollout = method.prompts_per_rollout * method.completions_per_prompt
     _divides(f"{path}.minibatches", "prompts_per_rollout x completions_per_prompt", rollout, method.minibatches)

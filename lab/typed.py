@@ -31,7 +31,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
@@ -57,7 +57,8 @@ def build(kind: type[T], value: Any, path: str = "") -> T:
     for key in value:
         if key not in fields:
             raise ConfigError(f"{prefix}{key}: unknown key{nearest(str(key), list(fields))}")
-    hints, arguments = _hints(kind), {}
+    hints: dict[str, Any] = _hints(typing.cast(Any, kind))
+    arguments: dict[str, Any] = {}
     for name, field in fields.items():
         if name in value:
             arguments[name] = _convert(hints[name], value[name], prefix + name)
