@@ -1,8 +1,9 @@
 """Completions from a policy: the one sampler of every arm, every preference pool and every evaluation.
 
-A row's tokens come by inverse CDF from one uniform a token, and the uniforms from a Philox generator keyed by the row's
-own seed (Salmon et al. 2011). So a sample depends on (policy, prompt, seed) alone: not on its batch neighbours, the batch
-size or the budget (up to the last bits of floating point), and two arms that share seeds share their random numbers.
+A row's tokens come by inverse CDF from one uniform a token, and the uniforms from a Philox generator keyed by the
+row's own seed (Salmon et al. 2011). So a sample depends on (policy, prompt, seed) alone: not on its batch neighbours,
+the batch size or the budget (up to the last bits of floating point), and two arms that share seeds share their random
+numbers.
 
 What this is not: a serving engine. No beams, penalties or top-p: those change the policy, and the KL meter would then
 measure a policy that nobody trained.
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+import torch.nn.functional as functional
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
 
 from lab.models import accepts_logits_to_keep
 
-COMPACT_BELOW = 0.8
+COMPACT_BELOW = 0.75
 """Finished rows leave the batch once fewer than this share of its rows are still running."""
 
 
@@ -69,7 +71,7 @@ def sample(
         if not len(prompt):
             raise ValueError(f"prompt {row} has no tokens")
     ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
-    order = sorted(range(len(prompt_ids)), key=lambda row: (len(prompt_ids[row]), row))
+    order = sorted(range(len(prompt_ids)), key=lambda row: (len(prompt_ids[row]), tuple(prompt_ids[row]), row))
     results: list[Sample | None] = [None] * len(order)
     was_training = model.training
     model.eval()
@@ -103,17 +105,20 @@ def _sample_batch(
 ) -> list[Sample]:
     device = model.device
     width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.ones(len(prompts), width + max_new_tokens, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
+    number: dict[tuple[int, ...], int] = {}
+    lines = torch.tensor([number.setdefault(tuple(prompt), len(number)) for prompt in prompts], device=device)
+    ids = torch.full((len(number), width), pad)
+    mask = torch.ones(len(number), width, dtype=torch.long)
+    for prompt, row in number.items():
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, : width - len(prompt)] = 0
     draws = None
     if temperature > 0:
         draws = torch.from_numpy(np.stack([uniforms(seed, max_new_tokens) for seed in seeds])).to(device)
-    ids, mask = ids.to(device), mask.to(device)
-    stop = torch.tensor(list(ends), device=device)
-    decoder = _Decoder(model, ids, mask)
+    stop = torch.tensor(list(ends), device=device, dtype=torch.long)
+    small = _SmallLlamaDecoder.fits(model, len(prompts), width + max_new_tokens)
+    kind = _SmallLlamaDecoder if small else _Decoder
+    decoder = kind(model, ids.to(device), mask.to(device), lines, max_new_tokens)
 
     tokens = torch.full((max_new_tokens, len(prompts)), pad, device=device)
     logprobs = torch.zeros(max_new_tokens, len(prompts), device=device)
@@ -161,12 +166,16 @@ def _choose(logits: Tensor, draw: Tensor | None, temperature: float) -> tuple[Te
 
 
 class _Decoder:
-    """Any causal language model, one token at a time, with its key-value cache."""
+    """Any causal language model, one token at a time, with its key-value cache.
 
-    def __init__(self, model: PreTrainedModel, ids: Tensor, mask: Tensor) -> None:
-        self.model, self.ids, self.mask = model, ids, mask
+    ``ids`` and ``mask`` (rows, width) are the distinct left-padded prompts; ``lines`` says which of them each line of
+    the batch continues, so that a group of samples of one prompt pays for its prompt once.
+    """
+
+    def __init__(self, model: PreTrainedModel, ids: Tensor, mask: Tensor, lines: Tensor, room: int) -> None:
+        self.model, self.ids, self.lines = model, ids, lines
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), room)], dim=1)
         self.seen = ids.shape[1]
-        self.position = mask[:, : self.seen].sum(dim=1, keepdim=True)  # of the next token
         self.cache = DynamicCache(config=model.config)
         self.extra = {"logits_to_keep": 1} if accepts_logits_to_keep(model) else {}
 
@@ -183,7 +192,10 @@ class _Decoder:
 
     def prefill(self) -> Tensor:
         positions = (self.mask[:, : self.seen].cumsum(dim=1) - 1).clamp_(min=0)
-        return self._forward(self.ids, positions)
+        logits = self._forward(self.ids, positions)
+        self.position = positions[:, -1:] + 1  # of the next token
+        self.keep(self.lines)
+        return logits[self.lines]
 
     def step(self, chosen: Tensor) -> Tensor:
         self.seen += 1
@@ -194,3 +206,118 @@ class _Decoder:
     def keep(self, lines: Tensor) -> None:
         self.mask, self.position = self.mask[lines], self.position[lines]
         self.cache.batch_select_indices(lines)
+
+
+class _SmallLlamaDecoder(_Decoder):
+    """The same for a small float32 Llama: the prompt by its own forward, the tokens after it by hand.
+
+    At these sizes a step costs its launches, copies and tiny matrix products rather than its arithmetic. So everything
+    is feature-major, with the batch as the last axis (B): projections need no transposes, attention is two broadcast
+    products over caches (T, groups, head, B) that are allocated once, norms and scales are folded into the weights.
+    It computes what ``LlamaForCausalLM.forward`` computes up to the last bits; a test holds it to that.
+    """
+
+    LARGEST_MODEL = 20_000_000  # parameters: beyond this arithmetic outweighs the overhead
+    LARGEST_CACHE = 1 << 24  # numbers in one layer's keys: beyond this a fused attention kernel is better
+
+    @classmethod
+    def fits(cls, model: PreTrainedModel, lines: int, capacity: int) -> bool:
+        """Only a plain Llama: adapters, quantised layers, biases and scaled rotations take the general way."""
+        if type(model) is not LlamaForCausalLM or model.dtype != torch.float32:
+            return False
+        config = model.config
+        return (
+            model.num_parameters() <= cls.LARGEST_MODEL
+            and lines * capacity * config.num_attention_heads * config.head_dim <= cls.LARGEST_CACHE
+            and config.hidden_act == "silu"
+            and not config.attention_bias
+            and not config.mlp_bias
+            and config.rope_parameters["rope_type"] == "default"
+            and all(type(module) is nn.Linear for module in model.modules() if hasattr(module, "in_features"))
+        )
+
+    def __init__(self, model: LlamaForCausalLM, ids: Tensor, mask: Tensor, lines: Tensor, room: int) -> None:
+        super().__init__(model, ids, mask, lines, room)
+        config = model.config
+        self.head, self.groups = config.head_dim, config.num_key_value_heads
+        self.repeats = config.num_attention_heads // self.groups
+        self.queries = config.num_attention_heads * self.head
+        self.rotated = self.queries + self.groups * self.head  # rows of the fused projection that are rotated
+        # x / rms(x) = sqrt(n) x / hypot(|x|, sqrt(n epsilon)); the sqrt(n) and the norm's weight go into the projection.
+        root = config.hidden_size**0.5
+        self.epsilon = torch.tensor(root * config.rms_norm_eps**0.5, device=ids.device)
+        self.layers = []
+        for layer in model.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            fused = torch.cat(
+                [attention.q_proj.weight * attention.scaling, attention.k_proj.weight, attention.v_proj.weight]
+            )
+            self.layers.append(
+                (
+                    fused * (layer.input_layernorm.weight * root),
+                    attention.o_proj.weight,
+                    torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+                    * (layer.post_attention_layernorm.weight * root),
+                    mlp.down_proj.weight,
+                )
+            )
+        self.output = model.lm_head.weight * (model.model.norm.weight * root)
+        self.embeddings = model.model.embed_tokens.weight
+
+    def prefill(self) -> Tensor:
+        logits = super().prefill()
+        mask, lines = self.mask, len(self.lines)
+        self.bias = None
+        if bool((mask == 0).any()):
+            self.bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(mask == 0, -torch.inf).T[:, None, None]
+        angles = self.position + torch.arange(mask.shape[1] - self.seen, device=mask.device)
+        angles = self.model.model.rotary_emb.inv_freq[:, None] * angles.T[:, None].float()  # (room, head/2, B)
+        self.cos = torch.cat([angles.cos(), angles.cos()], dim=1)
+        self.sin = torch.cat([-angles.sin(), angles.sin()], dim=1)  # the minus sign of rotate_half
+        shape = (mask.shape[1], self.groups, self.head, lines)
+        self.keys, self.values = [], []
+        for layer in self.cache.layers:
+            for store, past in ((self.keys, layer.keys), (self.values, layer.values)):
+                buffer = torch.empty(shape, device=mask.device)
+                buffer[: self.seen] = past.permute(2, 1, 3, 0)
+                store.append(buffer)
+        self.first = self.seen
+        del self.cache
+        return logits
+
+    def step(self, chosen: Tensor) -> Tensor:
+        now, self.seen = self.seen, self.seen + 1
+        cos, sin = self.cos[now - self.first], self.sin[now - self.first]
+        x = self.embeddings[chosen].T.contiguous()  # (hidden, B)
+        size = x.shape[1]
+        for (qkv, out, gate_up, down), keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            mixed = qkv @ self._normed(x)
+            plain = mixed[: self.rotated].view(-1, self.head, size)
+            turned = torch.addcmul(plain * cos, plain.roll(self.head // 2, dims=1), sin)
+            query = turned[: self.repeats * self.groups].view(self.groups, self.repeats, self.head, size)
+            keys[now] = turned[self.repeats * self.groups :]
+            values[now] = mixed[self.rotated :].view(self.groups, self.head, size)
+            weights = (keys[: self.seen, :, None] * query).sum(dim=3)  # (T, groups, repeats, B)
+            if self.bias is not None:
+                weights += self.bias[: self.seen]
+            weights = torch.softmax(weights, dim=0)
+            attended = (values[: self.seen, :, None] * weights[:, :, :, None]).sum(dim=0)
+            x = torch.addmm(x, out, attended.view(self.queries, size))
+            gate, up = (gate_up @ self._normed(x)).chunk(2)
+            x = torch.addmm(x, down, functional.silu(gate) * up)
+        return (self.output @ self._normed(x)).T
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return x / torch.hypot(torch.linalg.vector_norm(x, dim=0), self.epsilon)
+
+    def keep(self, lines: Tensor) -> None:
+        if hasattr(self, "cache"):  # the prompts' own forward has just ended
+            super().keep(lines)
+            return
+        self.bias = None if self.bias is None else self.bias[..., lines]
+        self.cos, self.sin = self.cos[..., lines], self.sin[..., lines]
+        for buffers in (self.keys, self.values):
+            for index, buffer in enumerate(buffers):
+                smaller = buffer.new_empty(*buffer.shape[:-1], len(lines))
+                torch.index_select(buffer[: self.seen], 3, lines, out=smaller[: self.seen])
+                buffers[index] = smaller
