@@ -132,7 +132,8 @@ class Lease:
                 return False
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        return _generations(self._folder, self.key)[-1][0] == self.generation
+        held = _generations(self._folder, self.key)
+        return bool(held) and held[-1][0] == self.generation
 
     def check(self) -> None:
         """Raise LeaseLost if the lease was taken over."""

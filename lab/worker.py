@@ -108,9 +108,7 @@ def import_runner(name: str) -> Callable[..., Any]:
         raise ValueError(f"runner {name!r}: no such function ({error})") from error
 
 
-def run_job(
-    store: Store, runner: Callable[..., Any], job: Job, report: Callable[..., None], switch: StopSwitch
-) -> str:
+def run_job(store: Store, runner: Callable[..., Any], job: Job, report: Callable[..., None], switch: StopSwitch) -> str:
     """Build one step in this process; "built", or "reused" when another builder published it first.
 
     ``report(what, *details)`` hears ("wait",), ("start",) and ("progress", done, total, note).

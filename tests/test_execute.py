@@ -119,6 +119,20 @@ def test_an_exclusive_step_runs_alone(store: Store) -> None:
         assert other["ended"] <= mine["began"] or mine["ended"] <= other["began"]
 
 
+def test_an_exclusive_step_that_is_first_in_line_lets_nothing_else_start(store: Store) -> None:
+    first, other = Step("a", {"n": 1}, work=Work(flops=9)), Step("a", {"n": 2}, work=Work(flops=1))
+    alone = Step("a", {"n": 3}, resources={"exclusive": True}, work=Work(flops=5))
+    plan = Plan([other, alone, first])
+    schedule = Schedule(plan, store, plan.estimates(store, 1.0))
+    assert schedule.next() == first
+    assert schedule.next() is None  # alone is next, and waits for first to end; other would delay it
+    schedule.finish(first, "built")
+    assert schedule.next() == alone
+    assert schedule.next() is None
+    schedule.finish(alone, "built")
+    assert schedule.next() == other
+
+
 def test_threads_are_those_of_the_step_whatever_ran_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     import types
 
@@ -208,7 +222,8 @@ def test_worker_count_does_not_change_the_bytes(tmp_path: Path, store: Store) ->
 
 def test_two_runs_at_once_share_their_steps(store: Store, tmp_path: Path) -> None:
     script = tmp_path / "run.py"  # without a __main__ guard, which workers must not need
-    script.write_text(textwrap.dedent(f"""
+    script.write_text(
+        textwrap.dedent(f"""
         import sys
         sys.path.insert(0, {str(HERE)!r})
         from lab.execute import execute
@@ -218,7 +233,8 @@ def test_two_runs_at_once_share_their_steps(store: Store, tmp_path: Path) -> Non
         store = Store({str(store.root)!r}, poll_seconds=0.02)
         done = execute(Plan(steps), store, workers=1, runner={RUNNER!r}, show=False)
         print(len(done.done), len(done.reused), len(done.failed))
-    """))
+    """)
+    )
     runs = [subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     counts = [[int(word) for word in run.communicate(timeout=60)[0].split()] for run in runs]
     assert sum(done for done, _, _ in counts) == 3
@@ -231,7 +247,8 @@ def test_signals_stop_everything_and_publish_nothing(
     store: Store, tmp_path: Path, number: str, code: int, workers: int
 ) -> None:
     script = tmp_path / "run.py"
-    script.write_text(textwrap.dedent(f"""
+    script.write_text(
+        textwrap.dedent(f"""
         import sys
         sys.path.insert(0, {str(HERE)!r})
         from lab.execute import execute
@@ -240,7 +257,8 @@ def test_signals_stop_everything_and_publish_nothing(
         steps = [Step("a", {{"n": n, "sleep": 60}}) for n in range(3)]
         store = Store({str(store.root)!r})
         execute(Plan(steps), store, workers={workers}, runner={RUNNER!r}, stream=sys.stdout)
-    """))
+    """)
+    )
     child = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert "start" in child.stdout.readline()

@@ -348,6 +348,31 @@ def test_a_late_writer_may_not_publish_before_the_new_builder_either(tmp_path: P
     assert (slow.load(step.key).path / "data.txt").read_text() == "new"
 
 
+def test_a_lease_lost_while_files_are_hashed_is_noticed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step("a")
+    successor = store.root / ".leases" / f"{step.key}.000002"
+
+    def hash_slowly(path: Path) -> str:
+        successor.write_text("{}")
+        return "0" * 64
+
+    with pytest.raises(LeaseLost), store.build(step) as building:
+        assert building is not None
+        (building.out / "x").write_text("x")
+        monkeypatch.setattr("lab.store.sha256_file", hash_slowly)
+    assert not store.has(step.key)
+    assert successor.exists()  # the loser does not remove the winner's lease
+
+
+def test_of_two_that_see_a_free_key_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_generations", lambda *_: [])  # as both saw it before either wrote
+    lease = leases.acquire(tmp_path, "k", 10, 60)
+    assert lease is not None
+    assert leases.acquire(tmp_path, "k", 10, 60) is None
+    monkeypatch.undo()
+    lease.release()
+
+
 def test_a_heartbeat_keeps_the_lease(tmp_path: Path) -> None:
     (tmp_path / "l").mkdir()
     lease = leases.acquire(tmp_path / "l", "k", heartbeat_seconds=0.05, stale_seconds=0.4)
