@@ -244,6 +244,18 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, text: str, end: bool =
     return [int(token) for token in ids] + ([int(tokenizer.eos_token_id)] if end else [])
 
 
+def decode_completions(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> list[str]:
+    """The texts of completions, special tokens (the end-of-sequence token among them) left out."""
+    return list(tokenizer.batch_decode([list(row) for row in ids], skip_special_tokens=True))
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All ids that end a completion: the tokenizer's own first, then those of the model's generation config."""
+    extra = model.generation_config.eos_token_id if model.generation_config is not None else None
+    extra = [] if extra is None else [extra] if isinstance(extra, int) else list(extra)
+    return list(dict.fromkeys([int(tokenizer.eos_token_id), *extra]))
+
+
 def accepts_logits_to_keep(model: PreTrainedModel) -> bool:
     """Whether the model's forward can skip the output matrix at positions that nobody reads."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters

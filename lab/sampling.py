@@ -243,7 +243,7 @@ class _SmallLlamaDecoder(_Decoder):
         self.repeats = config.num_attention_heads // self.groups
         self.queries = config.num_attention_heads * self.head
         self.rotated = self.queries + self.groups * self.head  # rows of the fused projection that are rotated
-        # x / rms(x) = sqrt(n) x / hypot(|x|, sqrt(n epsilon)); the sqrt(n) and the norm's weight go into the projection.
+        # x / rms(x) = sqrt(n) x / hypot(|x|, sqrt(n epsilon)); sqrt(n) and the norm's weight go into the projection.
         root = config.hidden_size**0.5
         self.epsilon = torch.tensor(root * config.rms_norm_eps**0.5, device=ids.device)
         self.layers = []
