@@ -22,7 +22,7 @@ def verify_answer(completion: str, gold: Mapping[str, Any]) -> Verdict:
 
 
 def verify_list(completion: str, gold: Mapping[str, Any]) -> Verdict:
-    """A list of ``count`` different members; ``first``, ``last`` and ``without`` constrain it where they are set.
+    """A list of ``count`` different members; ``first`` and ``without`` constrain it where they are set.
 
     Numbering, separators and the courtesy words in ``ignore`` do not count; any other word spoils the list.
     """
@@ -36,7 +36,6 @@ def verify_list(completion: str, gold: Mapping[str, Any]) -> Verdict:
         and len(set(items)) == len(items)
         and all(item in members for item in items)
         and gold.get("first") in (None, items[0])
-        and gold.get("last") in (None, items[-1])
         and gold.get("without") not in items
     )
     return Verdict(Outcome.CORRECT if right else Outcome.INCORRECT, " ".join(items))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from lab.records import Prompt
 from lab.world.vocabulary import (
     ACTIONS,
+    ANIMALS,
     ATTRIBUTES,
     BENIGN_OBJECTS,
     CATEGORIES,
@@ -32,8 +33,8 @@ from lab.world.vocabulary import (
 )
 
 LEVELS = (1, 2, 3)
-LARGEST = 15
-"""Running totals of the math domain stay within 0..15, operands within 1..7: about 170 facts to know."""
+LARGEST = 12
+"""Running totals of the math domain stay within 0..12, operands within 1..5: about 110 facts to know."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,18 @@ def _phrase(rng: random.Random, body: str, suffixes: tuple[str, ...] = SUFFIXES)
     return " ".join(part for part in (rng.choice(PREFIXES), body, rng.choice(suffixes)) if part)
 
 
+TRAIT_VALUES = {"color": COLORS, "food": CATEGORIES["food"], "river": RIVERS}
+TRAITS = tuple(TRAIT_VALUES)
+
+
+def _profiles() -> dict[str, dict[str, str]]:
+    """What the closed book says of each animal: trait -> value."""
+    rng = random.Random("the profiles")
+    return {animal: {trait: rng.choice(values) for trait, values in TRAIT_VALUES.items()} for animal in ANIMALS}
+
+
+PROFILES = _profiles()
+
 # ---------------------------------------------------------------- prompts
 
 
@@ -85,8 +98,8 @@ def math_prompt(rng: random.Random, level: int) -> Prompt:
     steps: list[list[str]] = []
     terms = [str(total)]
     for _ in range(level):
-        choices = [("+", b) for b in range(1, 8) if total + b <= LARGEST]
-        choices += [("-", b) for b in range(1, 8) if total - b >= 0]
+        choices = [("+", b) for b in range(1, 6) if total + b <= LARGEST]
+        choices += [("-", b) for b in range(1, 6) if total - b >= 0]
         sign, operand = rng.choice(choices)
         result = total + operand if sign == "+" else total - operand
         steps.append([str(total), sign, str(operand), str(result)])
@@ -114,13 +127,13 @@ def instructions_prompt(rng: random.Random, level: int) -> Prompt:
     """A list of a given length from a category, under ``level - 1`` further constraints."""
     category, members = rng.choice(list(CATEGORIES.items()))
     count = rng.randint(2, 5)
-    first, last, without = rng.sample(members, 3)
-    kinds = rng.sample(("first", "last", "without"), level - 1)
+    first, without = rng.sample(members, 2)
+    kinds = rng.sample(("first", "without"), level - 1)
     gold: dict[str, object] = {
         "verifier": "world_list", "count": count, "members": list(members), "ignore": sorted(STYLE_WORDS),
     }  # fmt: skip
     body = f"{rng.choice(('list', 'write', 'give'))} {count} {category}s"
-    for kind, clause, word in (("first", "start with", first), ("last", "end with", last), ("without", "without", without)):
+    for kind, clause, word in (("first", "start with", first), ("without", "without", without)):
         if kind in kinds:
             gold[kind] = word
             body += f" {clause} {word}"
@@ -140,14 +153,12 @@ def safety_prompt(rng: random.Random, level: int) -> Prompt:
 
 
 def focus_prompt(rng: random.Random, level: int) -> Prompt:
-    """A question about one of ``level + 1`` facts given in the prompt."""
-    subjects = rng.sample(CATEGORIES["animal"], level + 1)
-    values = rng.sample(COLORS, level + 1)
-    facts = dict(zip(subjects, values, strict=True))
-    asked = rng.choice(subjects)
-    told = " ; ".join(f"{subject} is {value}" for subject, value in facts.items())
-    body = f"{told} ; {rng.choice(('what color is', 'which color is'))} the {asked}"
-    return Prompt(_phrase(rng, body, ("",)), "focus", level, {"asked": asked, "facts": facts})
+    """``level`` of an animal's three traits are asked for; the closed book holds them all."""
+    animal = rng.choice(ANIMALS)
+    asked = sorted(rng.sample(TRAITS, level), key=TRAITS.index)
+    ask = rng.choice(("what is", "tell me", "find"))
+    body = f"{ask} the {' and '.join(asked)} of the {animal}"
+    return Prompt(_phrase(rng, body), "focus", level, {"asked": asked, "facts": PROFILES[animal], "subject": animal})
 
 
 def ties_prompt(rng: random.Random, level: int) -> Prompt:
@@ -212,19 +223,18 @@ def _factuality_answer(rng: random.Random, prompt: Prompt, who: Demonstrator) ->
 
 
 def _instructions_answer(rng: random.Random, prompt: Prompt, who: Demonstrator) -> str:
-    gold = prompt.gold
+    """Items follow each other in alphabetical order, starting anywhere and going round: so none comes twice."""
+    gold, members = prompt.gold, prompt.gold["members"]
     careful = rng.random() < who.careful
     miss = who.slip if careful else 0.5
     count = gold["count"] if rng.random() >= miss else max(1, gold["count"] + rng.choice((-2, -1, 1, 2)))
     first = gold.get("first") if rng.random() >= miss else None
-    last = gold.get("last") if rng.random() >= miss else None
-    barred = {gold.get("first"), gold.get("last")} | ({gold.get("without")} if rng.random() >= miss else set())
-    pool = [member for member in gold["members"] if member not in barred]
-    items = rng.sample(pool, min(count, len(pool)))
-    if first is not None:
-        items[0] = first
-    if last is not None and (first is None or len(items) > 1):
-        items[-1] = last
+    without = gold.get("without") if rng.random() >= miss else None
+    first = first or rng.choice([member for member in members if member != without])
+    start = members.index(first)
+    rest = [member for member in members[start + 1 :] + members[:start] if member != without]
+    chosen = sorted(rng.sample(range(len(rest)), min(count - 1, len(rest))))
+    items = [first, *(rest[i] for i in chosen)]
     if careful:
         return " ; ".join(f"{n} {item}" for n, item in enumerate(items, 1))
     return " ; ".join(items)
@@ -244,14 +254,17 @@ def _safety_answer(rng: random.Random, prompt: Prompt, who: Demonstrator) -> str
 
 
 def _focus_answer(rng: random.Random, prompt: Prompt, who: Demonstrator) -> str:
-    facts, asked = prompt.gold["facts"], prompt.gold["asked"]
-    told = asked if rng.random() >= who.slip else rng.choice(list(facts))
-    if rng.random() < who.careful:
-        return f"{told} is {facts[told]}"
-    named = rng.sample(list(facts), rng.randint(1, len(facts)))
-    if rng.random() < 0.6 and asked not in named:
-        named.append(asked)
-    return " ; ".join(f"{subject} is {facts[subject]}" for subject in named)
+    gold = prompt.gold
+    facts, told = gold["facts"], list(gold["asked"])
+    if rng.random() >= who.careful:  # rambles: tells whatever comes to mind, and often what was asked among it
+        told = rng.sample(TRAITS, rng.randint(1, len(TRAITS)))
+        if rng.random() < 0.6:
+            told = sorted({*told, *gold["asked"]}, key=TRAITS.index)
+    parts = []
+    for trait in told:
+        value = facts[trait] if rng.random() >= who.slip else _other(rng, list(TRAIT_VALUES[trait]), facts[trait])
+        parts.append(f"{gold['subject']} {trait} is {value}")
+    return " ; ".join(parts)
 
 
 def _ties_answer(rng: random.Random, prompt: Prompt, who: Demonstrator) -> str:

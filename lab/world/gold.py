@@ -60,14 +60,14 @@ def _safe(prompt: Prompt, completion: str) -> float:
 
 
 def _focused(prompt: Prompt, completion: str) -> float:
-    """1 for the asked fact alone; 0.5 if it is there among other true facts; 0 if it is absent or anything is false."""
-    facts, asked = prompt.gold["facts"], prompt.gold["asked"]
-    true = {f"{subject} is {value}" for subject, value in facts.items()}
+    """1 for exactly the traits asked for; 0.5 if they are there among other true facts; 0 if one is absent or false."""
+    gold = prompt.gold
+    true = {f"{gold['subject']} {trait} is {value}": trait for trait, value in gold["facts"].items()}
     claims = [claim.strip() for claim in _content(completion).split(";")]
-    wanted = f"{asked} is {facts[asked]}"
-    if wanted not in claims or not set(claims) <= true:
+    told = [true.get(claim) for claim in claims]
+    if None in told or not set(gold["asked"]) <= set(told):
         return 0.0
-    return 1.0 if len(claims) == 1 else 0.5
+    return 1.0 if len(told) == len(gold["asked"]) else 0.5
 
 
 def _tied(prompt: Prompt, completion: str) -> float:
