@@ -19,17 +19,17 @@ MAX_LINES = 500
 # From the ground up. A module may import its own layer (without cycles) and those above it in this table.
 # Names are modules or packages directly under lab/, and `experiments`.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("lab", "records", "artifact", "lease", "store", "config", "plan", "costs"),
-    ("objectives", "verifiers", "stats", "claims", "tables"),
+    ("lab", "records", "typed", "artifact", "lease", "store", "config", "checks", "plan", "progress", "costs"),
+    ("objectives", "verifiers", "stats", "claims", "cells", "curves", "tables"),
     ("models", "data", "world"),
     ("sampling", "rewards"),
-    ("training", "online", "trl_private"),
+    ("evaluation", "training", "trl_private", "online"),
     ("stages", "figures", "report"),
-    ("execute",),
+    ("worker", "execute"),
     ("experiments",),
     ("__main__",),
 )
-LIGHT = (*LAYERS[0], "stats", "claims", "tables", "figures")
+LIGHT = (*LAYERS[0], "stats", "claims", "cells", "curves", "tables", "figures")
 """What must answer at once (`--help`, `plan=true`, redrawing a figure) and so never loads a training library."""
 HEAVY = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers")
 
@@ -110,7 +110,7 @@ def closure(module: str) -> dict[str, str]:
 
 
 def upward(importer: str, imported: str) -> bool:
-    return RANK[layer_name(imported)] > RANK[layer_name(importer)]  # KeyError: give the module a place in LAYERS
+    return RANK[layer_name(imported)] > RANK[layer_name(importer)]
 
 
 def test_import_reader_sees_every_spelling() -> None:
@@ -138,9 +138,10 @@ def test_every_module_has_a_layer() -> None:
     assert not homeless, f"give these a place in LAYERS: {homeless}"
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [name for name in MODULES if layer_name(name) in RANK])
 def test_imports_run_downward(module: str) -> None:
-    wrong = sorted(name for name in own_imports_of(module) if upward(module, name))
+    ranked = [name for name in own_imports_of(module) if layer_name(name) in RANK]  # the others fail the test above
+    wrong = sorted(name for name in ranked if upward(module, name))
     assert not wrong, f"{module} imports upward: {wrong}"
 
 
@@ -205,7 +206,7 @@ def test_machine_paths_are_recognised() -> None:
     for bad in (
         "cd " + "/work" + "/main",
         'open("' + "/root" + '/x")',
-        "--find-links=file://" + "/opt/pypi" + "/simple",
+        "--find-links=" + "file:" + "//" + "/opt/pypi" + "/simple",
         "/home" + "/anna/store",
         "--index-url " + "https:" + "//example.org/simple",
         "https:" + "//pypi.org" + "/simple",
