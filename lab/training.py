@@ -34,6 +34,7 @@ def trainer_arguments(config: Mapping[str, Any], context: Context, device: torch
     if config["batch"] % micro:
         raise ValueError(f"micro_batch: {micro} does not divide batch = {config['batch']}")
     on_cpu = device.type == "cpu"
+    save_every = context.resources.get("save_every", 0)
     return {
         "output_dir": str(context.scratch),
         "per_device_train_batch_size": micro,
@@ -42,7 +43,8 @@ def trainer_arguments(config: Mapping[str, Any], context: Context, device: torch
         "learning_rate": config["learning_rate"],
         "lr_scheduler_type": config["schedule"],
         "warmup_steps": config["warmup_steps"],
-        "weight_decay": config["weight_decay"] if "weight_decay" in config else 0.0,
+        "weight_decay": config.get("weight_decay", 0.0),
+        "adam_beta2": config.get("adam_beta2", 0.999),
         "seed": config["seed"],
         "data_seed": config["seed"],
         "use_cpu": on_cpu,
@@ -50,8 +52,8 @@ def trainer_arguments(config: Mapping[str, Any], context: Context, device: torch
         "gradient_checkpointing": False,
         "logging_steps": 10,
         "logging_nan_inf_filter": False,  # the filter would hide a NaN loss behind the last finite one
-        "save_strategy": "steps" if context.save_every else "no",
-        "save_steps": context.save_every or 500,
+        "save_strategy": "steps" if save_every else "no",
+        "save_steps": save_every or 500,
         "save_total_limit": 2,
         "report_to": "none",
         "disable_tqdm": True,

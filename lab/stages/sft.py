@@ -14,9 +14,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from lab.costs import forward_flops, training_flops
+from lab.costs import training_flops
 from lab.data.jsonl import read_demonstrations
-from lab.models import ModelSize, encode_completion, encode_prompt, load_policy, new_policy, parameter_count, pick_device
+from lab.models import ModelSize, encode_completions, encode_prompts, load_policy, new_policy, parameter_count, pick_device
 from lab.records import Demonstration, Ledger, derive_seed
 from lab.store import Context, StageResult
 from lab.training import Listener, evenly, save_model, train, trainer_arguments, write_checkpoints
@@ -32,11 +32,14 @@ def token_dataset(
     alone fills ``max_length``.
     """
     rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for demonstration in demonstrations:
-        prompt = encode_prompt(tokenizer, demonstration.prompt.text)
+    prompts = encode_prompts(tokenizer, [demonstration.prompt.text for demonstration in demonstrations])
+    completions = encode_completions(tokenizer, [demonstration.completion for demonstration in demonstrations])
+    for demonstration, prompt, completion in zip(demonstrations, prompts, completions, strict=True):
         if len(prompt) >= max_length:
-            raise ValueError(f"prompt {demonstration.prompt.id}: {len(prompt)} tokens leave no room in max_length = {max_length}")
-        completion = encode_completion(tokenizer, demonstration.completion)[: max_length - len(prompt)]
+            raise ValueError(
+                f"prompt {demonstration.prompt.id}: {len(prompt)} tokens leave no room in max_length = {max_length}"
+            )
+        completion = completion[: max_length - len(prompt)]
         rows["input_ids"].append(prompt + completion)
         rows["labels"].append([-100] * len(prompt) + completion)
     return Dataset.from_dict(rows), sum(map(len, rows["input_ids"]))

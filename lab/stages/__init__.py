@@ -1,0 +1,40 @@
+"""The stages, and the one place that knows which function builds which kind of step. Stages never import each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lab.store import Context, StageResult
+
+
+def run_stage(
+    kind: str, config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context
+) -> StageResult:
+    """Build one artifact. The heavy imports are inside: a worker pays only for what it runs.
+
+    Raises ValueError for an unknown kind.
+    """
+    match kind:
+        case "data":
+            from lab.stages.data import run
+        case "convert":
+            from lab.stages.convert import run
+        case "base" | "sft" | "sft_continued":
+            from lab.stages.sft import run
+        case "preferences":
+            from lab.stages.preferences import run
+        case "reward_model":
+            from lab.stages.reward_model import run
+        case "direct":
+            from lab.stages.direct import run
+        case "online":
+            from lab.stages.online import run
+        case "best_of_n":
+            from lab.stages.best_of_n import run
+        case "evaluate":
+            from lab.stages.evaluate import run
+        case other:
+            raise ValueError(f"no stage builds steps of kind {other!r}")
+    return run(config, inputs, out, context)
