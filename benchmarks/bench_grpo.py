@@ -34,7 +34,7 @@ def work_lab(arguments: argparse.Namespace, turn: turns.Turn, texts: list[str]) 
     import tiny
 
     from lab.config import OnlineMethod
-    from lab.online import OnlineTrainer
+    from lab.online.trainer import OnlineTrainer
     from lab.records import Completion, Prompt
 
     steps = turns.optimizer_steps()

@@ -40,9 +40,9 @@ def work(arguments: argparse.Namespace) -> None:
     import torch
 
     from lab.config import OnlineMethod
-    from lab.online import OnlineTrainer
+    from lab.online.trainer import OnlineTrainer
     from lab.records import Prompt
-    from lab.rewards.classifier import ClassifierReward
+    from lab.rewards import load_reward
 
     torch.set_num_threads(1)
     turn, steps = turns.Turn(), turns.optimizer_steps()
@@ -64,10 +64,10 @@ def work(arguments: argparse.Namespace) -> None:
         arguments.models / "policy",
         method,
         [Prompt(text, "math", 0) for text in tiny.prompts(arguments.batch // 2)],
-        ClassifierReward(arguments.models / "reward"),
+        load_reward({"kind": "classifier"}, {"reward_model": arguments.models / "reward"}, "cpu"),
         seed=0,
         folder=Path(tempfile.mkdtemp()),
-        critic_checkpoint=arguments.models / "reward",
+        critic_checkpoint=arguments.models / "reward" / "final",
         progress=lambda *_: turn(steps()),
     )
     turn.start()

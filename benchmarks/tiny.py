@@ -21,6 +21,7 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 VOCABULARY, PROMPT_LENGTH, NEW_TOKENS = 256, 16, 64
 SPECIAL = {"pad": 0, "eos": 1, "unk": 2}
@@ -78,9 +79,10 @@ def prompts(count: int, seed: int = 0) -> list[str]:
 
 
 def save(folder: Path) -> None:
-    """``policy`` and ``reward`` (a classifier of the same size) under ``folder``, each with the tokenizer."""
+    """``policy`` and ``reward/final`` (a classifier of the same size) under ``folder``, each with the tokenizer."""
+    logging.disable_progress_bar()
     torch.manual_seed(1)
-    for name, model in {"policy": policy(0), "reward": LlamaForSequenceClassification(config())}.items():
+    for name, model in {"policy": policy(0), "reward/final": LlamaForSequenceClassification(config())}.items():
         model.save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
     # The lab's reward models are shifted and scaled; this one is taken as it is.

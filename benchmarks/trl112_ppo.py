@@ -66,8 +66,8 @@ def main() -> None:
         processing_class=tokenizer,
         model=AutoModelForCausalLM.from_pretrained(arguments.models / "policy"),
         ref_model=AutoModelForCausalLM.from_pretrained(arguments.models / "policy"),
-        reward_model=AutoModelForSequenceClassification.from_pretrained(arguments.models / "reward"),
-        value_model=AutoModelForSequenceClassification.from_pretrained(arguments.models / "reward"),
+        reward_model=AutoModelForSequenceClassification.from_pretrained(arguments.models / "reward" / "final"),
+        value_model=AutoModelForSequenceClassification.from_pretrained(arguments.models / "reward" / "final"),
         train_dataset=Dataset.from_dict({"input_ids": tokenizer(texts)["input_ids"]}),
         callbacks=[AtRolloutEnd()],
     )
