@@ -73,6 +73,7 @@ ZERO_OR_MORE = {
     "seed",
     "sft_warmup",
     "temperature",
+    "tuning_trials",
     "value_coefficient",
     "warmup_steps",
     "weight_decay",

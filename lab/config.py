@@ -138,6 +138,7 @@ class PreferencesConfig:
     length_bias: float
     held_out: int
     sampling_temperature: float = 1.0
+    demonstrations: bool = False  # the data's own answer joins the samples (JSONL only)
     seed: int = 0
 
 
@@ -155,6 +156,7 @@ class RewardModelConfig:
     weight_decay: float = 0.0
     max_length: int = 96
     micro_batch: int = 0
+    each_policy_seed: bool = True  # policy seed s meets reward-model seed `seed + s`; false: one reward model for all
     seed: int = 0
 
 
@@ -266,6 +268,7 @@ class ArmConfig:
     family: Literal["control", "without", "with"]  # a control; aligned without / with a reward model
     method: MethodConfig
     reward: RewardConfig | None = None
+    tuning_trials: int = 0  # settings tried before this one was chosen; an honest table says so
 
 
 @dataclass(frozen=True)
@@ -279,7 +282,6 @@ class EvaluationConfig:
     max_new_tokens: int
     temperature: float
     greedy: bool = True
-    batch: int = 256
     seed: int = 0
 
 

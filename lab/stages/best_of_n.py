@@ -27,7 +27,8 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     ledger holds the sampling of the whole pool, the metrics what one answer costs. Raises ValueError if the pool holds
     no block of the largest n, or without a reward model.
     """
-    settings, ns, pool = config["evaluation"], sorted(set(config["ns"])), config["pool"]
+    settings = {**config["evaluation"], "batch": context.resources.get("batch", 256)}
+    ns, pool = sorted(set(config["ns"])), config["pool"]
     if not ns or ns[0] < 1 or ns[-1] > pool:
         raise ValueError(f"method.ns: expected numbers from 1 to method.pool = {pool}, got {list(config['ns'])}")
     if "reward_model" not in inputs:

@@ -43,7 +43,8 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     temperature other than 1 the KL is still that of the policies at temperature 1. Raises ValueError on
     ``checkpoints.json`` without exactly one final entry, BrokenVerifierError if a verifier fails too often.
     """
-    settings = config["evaluation"]
+    batch = context.resources.get("batch", 256)
+    settings = {**config["evaluation"], "batch": batch}
     prompts = frozen_prompts(inputs["prompts"], settings["split"])
     points = _checkpoints(inputs["policy"])
     device = pick_device(context.resources.get("device", "auto"))
@@ -65,7 +66,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         policy, tokenizer = load_policy(folder, device, dtype)
         policy = reference if itself else policy
         answers = _answers(policy, tokenizer, prompts, settings, point["final"])
-        found = _rows(answers, policy, reference, point, config, inputs, device)
+        found = _rows(answers, policy, reference, point, config, inputs, device, batch)
         used = usage(policy, answers)
         context.scratch.mkdir(parents=True, exist_ok=True)
         write_rows(part, found)
@@ -111,6 +112,7 @@ def _rows(
     config: Mapping[str, Any],
     inputs: Mapping[str, Path],
     device: torch.device,
+    batch: int,
 ) -> list[EvalRow]:
     judgements = judge(answers, config["gold"])
     proxies = proxy_scores(answers, inputs, device)
@@ -119,7 +121,7 @@ def _rows(
         reference,
         [one.prompt_ids for one in answers],
         [one.ids for one in answers],
-        config["evaluation"]["batch"],
+        batch,
     )
     return [
         EvalRow(

@@ -53,12 +53,17 @@ def demonstrations(count: int, who: Demonstrator, seed: int) -> list[Demonstrati
     return [Demonstration(p, demonstrate(rng, p, who)) for p in prompts("train", count, seed, distinct=False)]
 
 
-def splits(counts: Mapping[str, int], base: Demonstrator, sft: Demonstrator, seed: int) -> dict[str, list]:
-    """Every split of the world: demonstrations for base and SFT, prompts for the rest."""
-    drawn: dict[str, list] = {
-        "base": demonstrations(counts["base"], base, derive_seed("base", seed)),
-        "sft": demonstrations(counts["sft"], sft, derive_seed("sft", seed)),
-    }
-    for name in ("preference", "rl", "evaluation", "tuning"):
-        drawn[name] = prompts(name, counts[name], seed, distinct=name in ("evaluation", "tuning"))
+def splits(
+    counts: Mapping[str, int], base: Demonstrator, sft: Demonstrator, seed: int
+) -> dict[str, list[Demonstration] | list[Prompt]]:
+    """The splits named in ``counts``: demonstrations for base and sft, prompts for the rest.
+
+    A split does not depend on which others are asked for, so a larger evaluation never redraws the training data.
+    """
+    drawn: dict[str, list[Demonstration] | list[Prompt]] = {}
+    for name, count in counts.items():
+        if name in ("base", "sft"):
+            drawn[name] = demonstrations(count, base if name == "base" else sft, derive_seed(name, seed))
+        else:
+            drawn[name] = prompts(name, count, seed, distinct=name in ("evaluation", "tuning"))
     return drawn

@@ -1,0 +1,184 @@
+"""Question: from one SFT checkpoint, what does a reward model buy, and what does it cost?
+
+Prediction, from the literature: on the world's true utility a policy trained against a reward model beats DPO on the
+same labels while KL is held, and is hacked when it is not; RLVR is best where a rule can check, and blind elsewhere; a
+random reward raises nothing. Whatever the rows say is the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lab.config import ArmConfig, BestOfNMethod, DirectMethod, LabConfig
+from lab.execute import Outcome, execute
+from lab.graph import FLOPS_PER_SECOND, ArmRun, Graph, build_graph, seeds_of
+from lab.plan import Plan, Step
+from lab.records import Ledger
+from lab.store import Store
+
+
+def run(config: LabConfig) -> int:
+    """Print the plan (``plan=true``) or run it and write tables and figures; 0 if every arm finished."""
+    graph = build_graph(config)
+    plan, store = Plan(graph.steps), Store(Path(config.run.store))
+    if config.plan:
+        print(plan.render(store, config.run.workers, FLOPS_PER_SECOND))
+        return 0
+    outcome = execute(
+        plan,
+        store,
+        workers=config.run.workers,
+        runner="lab.stages.run_stage",
+        warm_up="lab.warm_up",
+        offline=config.run.hub_offline,
+        flops_per_second=FLOPS_PER_SECOND,
+    )
+    if not outcome.ok:
+        print(outcome.summary(), file=sys.stderr)
+    return report(config, graph, store, outcome)
+
+
+def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> int:
+    """Rows, tables and figures of what was built, and the table on the terminal; 0 if nothing is missing."""
+    # Not before the work is done: pandas and matplotlib would be in the way of ``plan=true``.
+    from lab.figures import headline, save
+    from lab.tables import assert_comparable, compare, read_rows, table_digest, terminal_table, write_bytes, write_tables
+
+    folder = Path(config.run.results)
+    folder.mkdir(parents=True, exist_ok=True)
+    built = [run for run in graph.runs if store.has(run.evaluation.key)]
+    baseline = next(name for name, arm in config.arms.items() if arm.method.kind == "none")
+    if not any(run.arm == baseline for run in built):
+        print(f"no table: the arm {baseline!r}, from which all differences are measured, did not finish", file=sys.stderr)
+        return 1
+    assert_comparable({f"{run.arm}, seed {run.seed}": provenance(config, graph, store, run) for run in built})
+    rows = read_rows([store.load(run.evaluation.key).path / "rows.parquet" for run in built])
+    path = folder / "rows.parquet"
+    rows.to_parquet(path.with_suffix(".tmp"), index=False, compression="zstd")
+    path.with_suffix(".tmp").replace(path)
+
+    arms = config.arms
+    ledgers = {name: [ledger(config, graph, store, run) for run in built if run.arm == name] for name in arms}
+    upfront = {name: _upfront_flops(store, graph, arm, built, name) for name, arm in arms.items()}
+    tables = compare(
+        rows,
+        expected={name: seeds_of(config, arm) for name, arm in arms.items()},
+        baseline=baseline,
+        costs={name: [dataclasses.asdict(one) for one in found] for name, found in ledgers.items()},
+        upfront_flops=upfront,
+        failures={name: _failures(graph, outcome, name) for name in arms},
+        k=config.evaluation.pass_k,
+        resamples=config.run.resamples,
+    )
+    labels = {name: arm.label for name, arm in arms.items()}
+    paths = [path, *write_tables(tables, folder, labels)]
+    figure = headline(
+        tables.table, tables.seeds, tables.curves, arms=styles(arms), baseline=baseline, note=config.scale.note or None
+    )
+    sources = {
+        "experiment": config.experiment,
+        "scale": config.scale.name,
+        "table_sha256": table_digest(tables.table),
+        "sft": {"key": graph.sft.key, "digest": store.manifest(graph.sft.key)["digest"]},
+        "runs": [_source(store, run) for run in built],
+    }
+    paths += save(figure, folder / "headline", sources)
+    figure.clear()
+    write_bytes(folder / "plan.txt", (Plan(graph.steps).render(store, config.run.workers) + "\n").encode())
+    print()
+    print(terminal_table(tables, labels))
+    print()
+    for item in paths:
+        print(item)
+    missing = len(graph.runs) - len(built)
+    if missing:
+        print(f"{missing} of {len(graph.runs)} runs are missing: see the notes in {folder / 'table.md'}", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def styles(arms: Mapping[str, ArmConfig]) -> dict[str, Any]:
+    """How to draw each arm: its known style, under the label and family that the config gives it."""
+    from lab.figures import COMPARE_ARMS, ArmStyle
+
+    families = {"control": "control", "without": "no_rm", "with": "rm"}
+    return {
+        name: dataclasses.replace(COMPARE_ARMS[name], label=arm.label, family=families[arm.family])
+        if name in COMPARE_ARMS
+        else ArmStyle(label=arm.label, family=families[arm.family])
+        for name, arm in arms.items()
+    }
+
+
+def provenance(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> dict[str, Any]:
+    """What a comparison must share: from the manifests of what was built, not from the plan."""
+    manifest = store.manifest(run.evaluation.key)
+    inputs = manifest["inputs"]
+    reference = inputs["sft" if run.policy is None else "reference"]["digest"]
+    if run.policy is not None and run.policy.key != graph.sft.key:
+        own = store.manifest(run.policy.key)["inputs"]
+        trained_from = own["policy" if "policy" in own else "sft"]["digest"]
+        if trained_from != reference:
+            raise ValueError(f"{run.arm}, seed {run.seed}: trained from another SFT checkpoint than it is measured from")
+    sampler = {key: value for key, value in manifest["config"]["evaluation"].items()}
+    return {"sft_digest": reference, "prompts_digest": inputs["prompts"]["digest"], "sampler": sampler}
+
+
+def ledger(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> Ledger:
+    """What one run spent beyond the SFT checkpoint: its own training, and the reward model and labels that it uses."""
+    arm = config.arms[run.arm]
+    steps: list[Step] = []
+    if run.policy is not None and run.policy.key != graph.sft.key:
+        steps.append(run.policy)
+    if isinstance(arm.method, BestOfNMethod):
+        steps.append(run.evaluation)
+    if _uses_reward_model(arm):
+        steps.append(run.reward_model)
+    if _uses_reward_model(arm) or isinstance(arm.method, DirectMethod):
+        steps.append(graph.pairs)
+    total = Ledger(tuning_trials=arm.tuning_trials)
+    for step in steps:
+        manifest = store.manifest(step.key)
+        spent = Ledger(**manifest["ledger"])
+        total += dataclasses.replace(spent, wall_seconds=manifest["duration_seconds"])
+    return total
+
+
+def _uses_reward_model(arm: ArmConfig) -> bool:
+    paid = arm.reward is not None and arm.reward.kind == "classifier"
+    return paid or isinstance(arm.method, BestOfNMethod)
+
+
+def _upfront_flops(store: Store, graph: Graph, arm: ArmConfig, built: list[ArmRun], name: str) -> float:
+    """FLOPs before an arm's first step: its reward model's and its labels'."""
+    steps = {run.reward_model for run in built if run.arm == name} if _uses_reward_model(arm) else set()
+    spent = [Ledger(**store.manifest(step.key)["ledger"]) for step in steps]
+    total = sum(one.training_flops + one.sampling_flops for one in spent) / max(len(spent), 1)
+    if spent or isinstance(arm.method, DirectMethod):
+        pool = Ledger(**store.manifest(graph.pairs.key)["ledger"])
+        total += pool.training_flops + pool.sampling_flops
+    return total
+
+
+def _failures(graph: Graph, outcome: Outcome, arm: str) -> list[str]:
+    own = {step.key for run in graph.runs if run.arm == arm for step in (run.policy, run.evaluation) if step is not None}
+    notes = [f"{item.step.title}: {item.reason}" for item in outcome.failed if item.step.key in own]
+    for item in outcome.skipped:
+        if item.step.key in own:
+            notes += [f"{item.step.title}: needs {step.title}" for step in item.because if step.key not in own]
+    return list(dict.fromkeys(notes))
+
+
+def _source(store: Store, run: ArmRun) -> dict[str, Any]:
+    manifest = store.manifest(run.evaluation.key)
+    return {
+        "arm": run.arm,
+        "seed": run.seed,
+        "evaluation": run.evaluation.key,
+        "digest": manifest["digest"],
+        "policy": None if run.policy is None else run.policy.key,
+        "inputs": {name: item["digest"] for name, item in manifest["inputs"].items()},
+    }
