@@ -151,18 +151,17 @@ def _sample_batch(
 
 def _choose(logits: Tensor, draw: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
     """The next token of each line and its log-probability, from logits (B, V) and one uniform a line (B,)."""
-    if draw is None or temperature == 0:
-        logprobs = torch.log_softmax(logits.float(), dim=-1)
-        best = logprobs.argmax(dim=-1, keepdim=True)
-        return best.squeeze(1), logprobs.gather(1, best).squeeze(1)
-    logprobs = torch.log_softmax(logits.float() / temperature, dim=-1)
-    cdf = logprobs.double().exp_().cumsum_(dim=-1)
-    total = cdf[:, -1:]
-    if not bool(torch.isfinite(total).all()):
+    logprobs = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    if draw is None:
+        chosen = logprobs.argmax(dim=-1, keepdim=True)
+    else:
+        cdf = logprobs.double().exp_().cumsum_(dim=-1)
+        # right=True finds the first token whose cumulative probability exceeds the draw: never one of probability 0.
+        chosen = torch.searchsorted(cdf, draw[:, None] * cdf[:, -1:], right=True).clamp_(max=cdf.shape[1] - 1)
+    chosen_logprobs = logprobs.gather(1, chosen).squeeze(1)
+    if not bool(torch.isfinite(chosen_logprobs).all()):
         raise ValueError("the policy's logits are not finite: it has diverged, and cannot be sampled from")
-    # right=True finds the first token whose cumulative probability exceeds the draw: never one of probability 0.
-    chosen = torch.searchsorted(cdf, draw[:, None] * total, right=True).clamp_(max=cdf.shape[1] - 1)
-    return chosen.squeeze(1), logprobs.gather(1, chosen).squeeze(1)
+    return chosen.squeeze(1), chosen_logprobs
 
 
 class _Decoder:
