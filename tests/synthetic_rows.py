@@ -29,8 +29,12 @@ EFFECTS: dict[str, tuple[float, float, float, float]] = {
 
 
 def evaluation_rows(
-    arms: Sequence[str] = tuple(EFFECTS), seeds: Sequence[int] = (0, 1, 2), prompts: int = 24, samples: int = 4,
-    points: int = 4, seed: int = 0,
+    arms: Sequence[str] = tuple(EFFECTS),
+    seeds: Sequence[int] = (0, 1, 2),
+    prompts: int = 24,
+    samples: int = 4,
+    points: int = 4,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Rows with the columns of ``EvalRow``. Prompts have a difficulty that all arms share; ``points`` checkpoints."""
     rng = np.random.default_rng(derive_seed("synthetic rows", seed))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lab.cells import Arm, mean_rows
 from lab.stats import Floats, HierarchicalBootstrap, first_crossing, interval_columns
+from lab.tables.cells import Arm, mean_rows
 
 SCALARS = ("proxy", "kl_nats", "entropy_nats", "length", "training_flops", "generated_tokens")
 
@@ -71,7 +71,7 @@ def read_curve(
     ends_at = set(own.step[own.final].unique())
     if arm != baseline.name and steps[0] > 0:
         zero = np.zeros((1, len(seeds)))
-        first = {name: zero + np.nanmean(_mean_over_domains(origin, name, domains)) for name in SCALARS}
+        first = {name: zero + _known_mean(_mean_over_domains(origin, name, domains)) for name in SCALARS}
         first |= {"kl_nats": zero, "training_flops": zero, "generated_tokens": zero}
         scalars = {name: np.concatenate([first[name], values]) for name, values in scalars.items()}
         gold = {
@@ -90,6 +90,11 @@ def read_curve(
         all(point.one_checkpoint for point in points),
         upfront_flops,
     )
+
+
+def _known_mean(values: Floats) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def _mean_over_domains(point: Arm, name: str, domains: Sequence[str]) -> Floats:
