@@ -135,6 +135,9 @@ def test_a_seed_without_a_domain_does_not_enter_the_mean_over_domains() -> None:
     assert line(found.table, "dpo").gold == pytest.approx(0.6)
     assert line(found.table, "dpo").n_seeds == 1
     assert line(found.table, "dpo", "math").n_seeds == 2
+    of_seed = found.seeds[(found.seeds.arm == "dpo") & (found.seeds.seed == 1)].set_index("domain")
+    assert of_seed.gold["math"] == 0
+    assert math.isnan(of_seed.gold["all"])  # its mean over domains would be a mean over fewer
 
 
 def test_one_checkpoint_sampled_under_several_seeds_is_not_several_policies() -> None:
