@@ -25,11 +25,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sampling", "rewards"),
     ("evaluation", "training", "trl_private", "online"),
     ("stages", "figures", "report"),
-    ("worker", "execute"),
+    ("graph", "worker", "execute", "warm_up"),
     ("experiments",),
     ("__main__",),
 )
-LIGHT = (*LAYERS[0], "stats", "claims", "cells", "curves", "tables", "figures")
+LIGHT = (
+    *LAYERS[0],
+    *("stats", "claims", "cells", "curves", "tables", "figures"),
+    *("graph", "worker", "execute", "experiments", "__main__"),
+)
 """What must answer at once (`--help`, `plan=true`, redrawing a figure) and so never loads a training library."""
 HEAVY = ("torch", "transformers", "trl", "datasets", "accelerate", "tokenizers")
 
