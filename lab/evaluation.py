@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lab.costs import forward_flops
 from lab.data.jsonl import read_prompts
-from lab.models import decode_completions, encode_prompt, end_token_ids, parameter_count
+from lab.models import decode_completions, encode_prompts, end_token_ids, parameter_count, pick_device
 from lab.records import Completion, EvalRow, Outcome, Prompt, derive_seed
 from lab.sampling import sample
 from lab.verifiers import verify_many
@@ -51,6 +51,23 @@ class Judgement:
     correct: float | None
     style: float | None
     verdict: str | None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where an evaluation runs: nothing of it is part of a result's identity."""
+
+    device: torch.device
+    dtype: str
+    batch_size: int
+
+    @classmethod
+    def of(cls, resources: Mapping[str, Any]) -> Hardware:
+        """From a step's resources. ``auto`` is float32 on every device: in half precision the KL of a policy that
+        has hardly moved drowns in rounding."""
+        dtype = resources.get("dtype", "auto")
+        device = pick_device(resources.get("device", "auto"))
+        return cls(device, "float32" if dtype == "auto" else dtype, resources.get("batch", 256))
 
 
 def frozen_prompts(folder: Path, split: str) -> list[Prompt]:
@@ -82,10 +99,11 @@ def answer(
     prompts: Sequence[Prompt],
     samples: Sequence[int],
     settings: Mapping[str, Any],
+    batch_size: int,
     greedy: bool = False,
 ) -> list[Answer]:
     """Completions number ``samples`` of every prompt, prompt by prompt. ``settings``: a plain EvaluationConfig."""
-    encoded = [encode_prompt(tokenizer, prompt.text) for prompt in prompts]
+    encoded = encode_prompts(tokenizer, [prompt.text for prompt in prompts])
     lines = [(prompt, ids, number) for prompt, ids in zip(prompts, encoded, strict=True) for number in samples]
     drawn = sample(
         model,
@@ -95,7 +113,7 @@ def answer(
         temperature=0.0 if greedy else settings["temperature"],
         eos_token_id=end_token_ids(model, tokenizer),
         pad_token_id=int(tokenizer.pad_token_id),
-        batch_size=settings["batch"],
+        batch_size=batch_size,
     )
     texts = decode_completions(tokenizer, [one.ids for one in drawn])
     return [

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lab.evaluation import answer, frozen_prompts, judge, proxy_scores, summary, usage, write_rows
-from lab.models import load_policy, pick_device
+from lab.evaluation import Hardware, answer, frozen_prompts, judge, proxy_scores, summary, usage, write_rows
+from lab.models import load_policy
 from lab.records import EvalRow, Ledger, derive_seed
 from lab.stats import best_of_n_kl
 from lab.store import Context, StageResult
@@ -27,22 +27,21 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     ledger holds the sampling of the whole pool, the metrics what one answer costs. Raises ValueError if the pool holds
     no block of the largest n, or without a reward model.
     """
-    settings = {**config["evaluation"], "batch": context.resources.get("batch", 256)}
-    ns, pool = sorted(set(config["ns"])), config["pool"]
+    settings, ns, pool = config["evaluation"], sorted(set(config["ns"])), config["pool"]
     if not ns or ns[0] < 1 or ns[-1] > pool:
         raise ValueError(f"method.ns: expected numbers from 1 to method.pool = {pool}, got {list(config['ns'])}")
     if "reward_model" not in inputs:
         raise ValueError(f"arm {config['arm']!r}: best-of-n needs a reward model to pick by")
     prompts = frozen_prompts(inputs["prompts"], settings["split"])
-    device = pick_device(context.resources.get("device", "auto"))
-    policy, tokenizer = load_policy(inputs["sft"] / "final", device, context.resources.get("dtype", "float32"))
+    hardware = Hardware.of(context.resources)
+    policy, tokenizer = load_policy(inputs["sft"] / "final", hardware.device, hardware.dtype)
 
     # Each training seed takes a stretch of samples of its own; that of seed 0 begins with the SFT arm's very samples.
     numbers = range(config["seed"] * pool, (config["seed"] + 1) * pool)
     context.progress(0, 2, f"{len(prompts)} x {pool} samples")
-    answers = answer(policy, tokenizer, prompts, numbers, settings)
+    answers = answer(policy, tokenizer, prompts, numbers, settings, hardware.batch_size)
     context.progress(1, 2, "scoring")
-    proxies = proxy_scores(answers, inputs, device)
+    proxies = proxy_scores(answers, inputs, hardware.device)
     known = np.array([-np.inf if score is None else score for score in proxies]).reshape(len(prompts), pool)
     chosen = []  # (line of the answer, block, n)
     for n in ns:

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lab.evaluation import (
     Answer,
+    Hardware,
     answer,
     first_of_each_domain,
     frozen_prompts,
@@ -29,7 +29,7 @@ from lab.evaluation import (
     usage,
     write_rows,
 )
-from lab.models import load_policy, pick_device, sequence_statistics
+from lab.models import load_policy, sequence_statistics
 from lab.records import EvalRow, Ledger, Prompt
 from lab.store import Context, StageResult
 
@@ -43,13 +43,11 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     temperature other than 1 the KL is still that of the policies at temperature 1. Raises ValueError on
     ``checkpoints.json`` without exactly one final entry, BrokenVerifierError if a verifier fails too often.
     """
-    batch = context.resources.get("batch", 256)
-    settings = {**config["evaluation"], "batch": batch}
+    settings = config["evaluation"]
     prompts = frozen_prompts(inputs["prompts"], settings["split"])
     points = _checkpoints(inputs["policy"])
-    device = pick_device(context.resources.get("device", "auto"))
-    dtype = context.resources.get("dtype", "float32")
-    reference, _ = load_policy(inputs["reference"] / "final", device, dtype)
+    hardware = Hardware.of(context.resources)
+    reference, reference_tokenizer = load_policy(inputs["reference"] / "final", hardware.device, hardware.dtype)
 
     rows: list[EvalRow] = []
     spent: Counter[str] = Counter()
@@ -62,15 +60,15 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
             rows += read_rows(part)
             spent.update(json.loads(cost.read_text(encoding="utf-8")))
             continue
-        itself = folder.resolve() == (inputs["reference"] / "final").resolve()
-        policy, tokenizer = load_policy(folder, device, dtype)
-        policy = reference if itself else policy
-        answers = _answers(policy, tokenizer, prompts, settings, point["final"])
-        found = _rows(answers, policy, reference, point, config, inputs, device, batch)
+        policy, tokenizer = reference, reference_tokenizer
+        if folder.resolve() != (inputs["reference"] / "final").resolve():
+            policy, tokenizer = load_policy(folder, hardware.device, hardware.dtype)
+        answers = _answers(policy, tokenizer, prompts, settings, point["final"], hardware.batch_size)
+        found = _rows(answers, policy, reference, point, config, inputs, hardware)
         used = usage(policy, answers)
         context.scratch.mkdir(parents=True, exist_ok=True)
-        write_rows(part, found)
         cost.write_text(json.dumps(used), encoding="utf-8")
+        write_rows(part, found)  # whole or not at all, and last: with it this checkpoint counts as measured
         rows += found
         spent.update(used)  # type: ignore[arg-type]
     write_rows(out / "rows.parquet", rows)
@@ -94,13 +92,14 @@ def _answers(
     prompts: Sequence[Prompt],
     settings: Mapping[str, Any],
     final: bool,
+    batch_size: int,
 ) -> list[Answer]:
     if not final:
         some = first_of_each_domain(prompts, settings.get("curve_prompts", 0))
-        return answer(policy, tokenizer, some, range(settings["curve_samples_per_prompt"]), settings)
-    answers = answer(policy, tokenizer, prompts, range(settings["samples_per_prompt"]), settings)
+        return answer(policy, tokenizer, some, range(settings["curve_samples_per_prompt"]), settings, batch_size)
+    answers = answer(policy, tokenizer, prompts, range(settings["samples_per_prompt"]), settings, batch_size)
     if settings["greedy"]:
-        answers += answer(policy, tokenizer, prompts, [0], settings, greedy=True)
+        answers += answer(policy, tokenizer, prompts, [0], settings, batch_size, greedy=True)
     return answers
 
 
@@ -111,17 +110,16 @@ def _rows(
     point: Mapping[str, Any],
     config: Mapping[str, Any],
     inputs: Mapping[str, Path],
-    device: torch.device,
-    batch: int,
+    hardware: Hardware,
 ) -> list[EvalRow]:
     judgements = judge(answers, config["gold"])
-    proxies = proxy_scores(answers, inputs, device)
+    proxies = proxy_scores(answers, inputs, hardware.device)
     measured = sequence_statistics(
         policy,
         reference,
         [one.prompt_ids for one in answers],
         [one.ids for one in answers],
-        batch,
+        hardware.batch_size,
     )
     return [
         EvalRow(
