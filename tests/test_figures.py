@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 import pytest
 from matplotlib.axis import Tick
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,13 +25,17 @@ SOURCES = {"runs": {"sft": ["0a1b"]}, "table_sha256": "cd", "version": "0.1"}
 
 
 @pytest.fixture(scope="module")
-def whole() -> tables.Comparison:
-    return tables.compare(evaluation_rows(prompts=4, points=2), expected=plan(), costs=ledgers(), resamples=50)
+def rows() -> pd.DataFrame:
+    return evaluation_rows(prompts=4, points=2)
 
 
 @pytest.fixture(scope="module")
-def partial() -> tables.Comparison:
-    rows = evaluation_rows(prompts=4, points=2)
+def whole(rows: pd.DataFrame) -> tables.Comparison:
+    return tables.compare(rows, expected=plan(), costs=ledgers(), resamples=50)
+
+
+@pytest.fixture(scope="module")
+def partial(rows: pd.DataFrame) -> tables.Comparison:
     rows = rows[~((rows.arm == "grpo_verifier") & (rows.seed == 2)) & (rows.arm != "grpo_rm")]
     return tables.compare(rows, expected=plan(), costs=ledgers(), resamples=50)
 
