@@ -131,7 +131,11 @@ def test_whiten_uses_real_entries_only() -> None:
     x, mask = tensor([1, 3, 100], [5, NAN, 7]), tensor([1, 1, 0], [1, 0, 1])
     # Real entries 1, 3, 5, 7: mean 4, population variance 5.
     close(o.whiten(x, mask), torch.tensor([[-3, -1, 0], [1, 0, 3]]) / math.sqrt(5), 1e-7)
-    close(o.whiten(x, mask, shift_mean=False), [[4 - 3 / 5**0.5, 4 - 1 / 5**0.5, 0], [4 + 1 / 5**0.5, 0, 4 + 3 / 5**0.5]], 1e-7)
+    close(
+        o.whiten(x, mask, shift_mean=False),
+        [[4 - 3 / 5**0.5, 4 - 1 / 5**0.5, 0], [4 + 1 / 5**0.5, 0, 4 + 3 / 5**0.5]],
+        1e-7,
+    )
     assert o.masked_mean(x, torch.zeros_like(mask)) == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from lab import objectives, trl_private
-from lab.config import OnlineMethod
-from lab.models import ModelSize, load_policy, new_policy
+from lab.config import OnlineMethod, plain
+from lab.data.jsonl import write_records
+from lab.models import ModelSize, load_classifier, load_policy, new_policy
+from lab.online.critic import Critic
 from lab.online.rollouts import STATE_FILE, largest_micro_batch, prompt_order
 from lab.online.trainer import OnlineTrainer, _sample_rollout
 from lab.records import Completion, Prompt, derive_seed
+from lab.stages.online import run
+from lab.store import Context
 from lab.training import DivergedError
 
 WORDS = 16
@@ -355,6 +360,56 @@ def test_equal_rewards_move_nothing_and_are_reported(policy: Path, tmp_path: Pat
     assert trainer.trace[0]["frac_reward_zero_std"] == 1.0
 
 
+@pytest.mark.parametrize("kind", ["trunk", "own"])
+def test_values_precede_their_token_and_the_value_loss_is_a_mean_over_a_minibatch(
+    policy: Path, tmp_path: Path, kind: str
+) -> None:
+    trainer = make(
+        policy, tmp_path, advantage="gae", critic=kind, minibatches=2, steps=1, value_clip=0.1, whiten_advantages=False
+    )
+    head = trainer.critic.head
+    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(1))
+    start = weights_of(trainer)
+    trainer.run()
+    batch, (weight, bias) = trainer.batches[0], (start["critic.head.weight"][0], start["critic.head.bias"])
+    trunk = load_policy(policy)[0].model
+    errors, count = 0.0, 0
+    with torch.no_grad():
+        for row in range(8):
+            prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+            completion = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
+            states = trunk(input_ids=torch.cat([prompt, completion])[None]).last_hidden_state[0]
+            values = states[len(prompt) - 1 : -1] @ weight + bias
+            old, returns = batch["old_values"][row, : len(completion)], batch["returns"][row, : len(completion)]
+            torch.testing.assert_close(old, values, rtol=0, atol=1e-5)
+            # At other weights, those after training: the same states from the trained trunk, the trained head.
+            trained = trainer.critic.backbone if kind == "own" else trainer.model.model
+            states = trained(input_ids=torch.cat([prompt, completion])[None]).last_hidden_state[0]
+            values = (states[len(prompt) - 1 : -1] @ head.weight[0] + head.bias).tolist()
+            for v, v_old, g in zip(values, old.tolist(), returns.tolist(), strict=True):
+                near = min(max(v, v_old - 0.1), v_old + 0.1)
+                errors += max((v - g) ** 2, (near - g) ** 2) / 2
+    count = int(batch["completion_mask"].sum())
+    half = {key: value[:8] if torch.is_tensor(value) and value.ndim else value for key, value in batch.items()}
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.value_losses.clear()
+    trainer._compute_loss(trainer.model, half)
+    assert trainer.value_losses == [pytest.approx(errors / (count / 2), rel=1e-4)]
+
+
+def test_a_critic_can_start_from_a_reward_model(policy: Path, tmp_path: Path) -> None:
+    classifier, tokenizer = load_classifier(policy, new_head_seed=5)
+    classifier.save_pretrained(tmp_path / "reward_model")
+    tokenizer.save_pretrained(tmp_path / "reward_model")
+    critic = Critic.build("own", load_policy(policy)[0], tmp_path / "reward_model", tokenizer, shift=0.5, scale=2.0)
+    ids = torch.tensor([[2, 7, 3, 9, 1, 1]])
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        values = critic(ids, mask, 3, None)
+        scores = [classifier(input_ids=ids[:, :end], attention_mask=mask[:, :end]).logits.item() for end in (3, 4, 5)]
+    torch.testing.assert_close(values, (torch.tensor([scores]) - 0.5) / 2.0)
+
+
 def test_the_critic_learns_a_constant_return(policy: Path, tmp_path: Path) -> None:
     trainer = make(
         policy, tmp_path, score=lambda *_: 1.0, advantage="gae", critic="own", kl_coefficient=0.0, gae_lambda=1.0,
@@ -421,6 +476,38 @@ def test_costs_are_those_of_the_tokens(policy: Path, tmp_path: Path) -> None:
     size = 2 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16) + 16
     assert trainer.totals.sampling_flops == 2 * size * tokens
     assert trainer.totals.training_flops == (2 + 6 * 3) * size * tokens
+
+
+def test_the_stage_writes_a_policy_artifact(policy: Path, tmp_path: Path) -> None:
+    shutil.copytree(policy, tmp_path / "sft" / "final")
+    (tmp_path / "prompts").mkdir()
+    write_records(tmp_path / "prompts" / "rl.jsonl", PROMPTS)
+    out = tmp_path / "out"
+    out.mkdir()
+    inputs = {"sft": tmp_path / "sft", "prompts": tmp_path / "prompts"}
+    config = {
+        "method": plain(a_method(advantage="gae", steps=3, checkpoints=1)),
+        "reward": {"kind": "length"},
+        "seed": 1,
+    }
+    seen: list[int] = []
+    context = Context(
+        "key", "root", tmp_path / "scratch", lambda done, total, note="": seen.append(done), {"device": "cpu"}
+    )
+    result = run(config, inputs, out, context)
+    assert seen == [1, 2, 3]
+    points = json.loads((out / "checkpoints.json").read_text())
+    assert [(point["step"], point["path"], point["final"]) for point in points] == [
+        (2, "checkpoints/step-000002", False), (3, "final", True),
+    ]  # fmt: skip
+    for point in points:
+        load_policy(out / point["path"])
+    trace = [json.loads(line) for line in (out / "trace.jsonl").read_text().splitlines()]
+    assert [row["rollout"] for row in trace] == [1, 2, 3]
+    assert points[0]["generated_tokens"] == trace[1]["generated_tokens"]
+    assert points[1]["training_flops"] == result.ledger.training_flops + result.ledger.sampling_flops
+    assert result.ledger.generated_tokens == trace[2]["generated_tokens"]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "checkpoints.json", "final", "trace.jsonl"]
 
 
 def test_the_kl_controller_moves_the_coefficient(policy: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a rollout is made of: the reward source, which prompts, which micro-batches, what it cost; and checkpoints.
+"""What a rollout is made of: which prompts, which micro-batches, TRL's arguments, what it cost; and checkpoints.
 
 Everything here is decided by its arguments alone, so that a resumed run goes on exactly as an uninterrupted one.
 """
@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,18 +17,10 @@ from torch import Tensor
 from trl import GRPOConfig
 
 from lab.config import OnlineMethod
-from lab.records import Completion, Prompt, derive_seed
+from lab.records import derive_seed
 
 STATE_FILE = "online_state.json"
 """Written last into a resumable checkpoint: one without it was cut off in mid-save and is never resumed from."""
-
-
-class RewardSource(Protocol):
-    """What pays the policy: float64 scores (N,), NaN where this source cannot score a completion."""
-
-    name: str
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> np.ndarray: ...
 
 
 @dataclass

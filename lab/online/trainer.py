@@ -46,7 +46,6 @@ from lab.objectives import (
 from lab.online.critic import Critic, captured_hidden_states
 from lab.online.rollouts import (
     STATE_FILE,
-    RewardSource,
     Totals,
     check_method,
     grpo_arguments,
@@ -55,6 +54,7 @@ from lab.online.rollouts import (
     prompt_order,
 )
 from lab.records import Completion, Prompt, derive_seed
+from lab.rewards import RewardSource
 from lab.sampling import sample
 from lab.training import DivergedError, finite
 from lab.trl_private import require_unmoved
@@ -159,9 +159,14 @@ class OnlineTrainer(GRPOTrainer):
         return self.state.global_step // self.updates_per_rollout
 
     def save_policy(self, path: Path) -> None:
-        """The policy without its critic, as a Hugging Face folder with the tokenizer; replaced whole if it exists."""
+        """The policy without its critic, as a Hugging Face folder with the tokenizer; replaced whole if it exists.
+
+        Raises DivergedError if a weight is not finite.
+        """
         model = self.accelerator.unwrap_model(self.model)
         weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("critic.")}
+        for name, weight in weights.items():
+            self._require_finite(weight, f"weight {name}")
         partial = path.with_name(path.name + ".partial")
         for folder in (partial, path):
             if folder.exists():
@@ -350,7 +355,9 @@ class OnlineTrainer(GRPOTrainer):
 
     def _require_finite(self, x: Tensor, what: str) -> None:
         if not bool(torch.isfinite(x).all()):
-            raise DivergedError(f"{what} is not finite in rollout {self.rollout}, step {self.state.global_step}")
+            raise DivergedError(
+                f"{what} is not finite in rollout {self.rollout}, optimizer step {self.state.global_step}"
+            )
 
     # The trace and the state -----------------------------------------------------------------------------------------
 

@@ -39,7 +39,8 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
             raise ValueError("method.critic_initial: reward_model, but this arm has no reward model")
         numbers = json.loads((inputs["reward_model"] / "normalisation.json").read_text(encoding="utf-8"))
         critic["critic_checkpoint"] = inputs["reward_model"] / "final"
-        critic["critic_normalisation"] = (numbers["shift"], numbers["scale"])
+        weight = config["reward"].get("scale", 1.0) or 1.0  # values in the units of this arm's reward
+        critic["critic_normalisation"] = (numbers["shift"], numbers["scale"] / weight)
     trainer = OnlineTrainer(
         policy,
         method,
@@ -57,8 +58,8 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     )
     resumed_from = trainer.run()
     trainer.save_policy(out / "final")
-    (out / "checkpoints").mkdir()
     for snapshot in trainer.snapshots:
+        (out / "checkpoints").mkdir(exist_ok=True)
         os.replace(context.scratch / "snapshots" / snapshot["name"], out / "checkpoints" / snapshot["name"])
     write_trace(out / "trace.jsonl", trainer.trace)
     points = [_point(row, f"checkpoints/{row['name']}", False) for row in trainer.snapshots]
