@@ -27,7 +27,7 @@ class Turn:
         # Trainers print to stdout; the driver's line goes to the real one, everything else to stderr.
         self.out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
-        self.began, self.steps, self.cpu = 0.0, 0, 0.0
+        self.began, self.steps = 0.0, 0
 
     def start(self) -> None:
         """Just before training: waits for the first go."""
@@ -35,15 +35,15 @@ class Turn:
         self._wait()
 
     def __call__(self, steps: int) -> None:
-        seconds, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu
-        self.out.write(MARK + json.dumps({"seconds": seconds, "cpu": cpu, "steps": steps - self.steps}) + "\n")
+        seconds = time.perf_counter() - self.began
+        self.out.write(MARK + json.dumps({"seconds": seconds, "steps": steps - self.steps}) + "\n")
         self.steps = steps
         self._wait()
 
     def _wait(self) -> None:
         if not sys.stdin.readline():
             os._exit(0)  # the driver has seen enough: no saving, no closing words
-        self.began, self.cpu = time.perf_counter(), time.process_time()
+        self.began = time.perf_counter()
 
 
 def optimizer_steps() -> Callable[[], int]:

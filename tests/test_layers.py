@@ -20,7 +20,7 @@ MAX_LINES = 500
 # Names are modules or packages directly under lab/, and `experiments`.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("lab", "records", "typed", "artifact", "lease", "store", "config", "checks", "plan", "progress", "costs"),
-    ("objectives", "verifiers", "stats", "claims", "cells", "curves", "tables"),
+    ("objectives", "verifiers", "stats", "claims", "tables"),
     ("models", "data", "world"),
     ("sampling", "rewards"),
     ("evaluation", "training", "trl_private", "online"),
@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 LIGHT = (
     *LAYERS[0],
-    *("stats", "claims", "cells", "curves", "tables", "figures"),
+    *("stats", "claims", "tables", "figures"),
     *("graph", "worker", "execute", "experiments", "__main__"),
 )
 """What must answer at once (`--help`, `plan=true`, redrawing a figure) and so never loads a training library."""
