@@ -274,7 +274,8 @@ class _SmallLlamaDecoder(_Decoder):
         self.cos = torch.cat([angles.cos(), angles.cos()], dim=1)
         self.sin = torch.cat([-angles.sin(), angles.sin()], dim=1)  # the minus sign of rotate_half
         shape = (mask.shape[1], self.groups, self.head, lines)
-        self.keys, self.values = [], []
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
         for layer in self.cache.layers:
             for store, past in ((self.keys, layer.keys), (self.values, layer.values)):
                 buffer = torch.empty(shape, device=mask.device)
