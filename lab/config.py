@@ -39,6 +39,7 @@ class SupervisedConfig:
     warmup_steps: int
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.0
+    adam_beta2: float = 0.999
     max_length: int = 64
     micro_batch: int = 0  # 0: the whole batch at once; else gradients are accumulated (not part of identity)
     seed: int = 0

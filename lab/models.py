@@ -7,7 +7,7 @@ is ever downloaded, no checkpoint code is run (`trust_remote_code` stays off) an
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,6 +195,8 @@ def new_policy(size: ModelSize, tokenizer: PreTrainedTokenizerBase, seed: int) -
         num_key_value_heads=size.heads,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
+        # Wavelengths for sentences, not for books: with the usual 10,000 most of a narrow head turns too slowly to use.
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
         attention_dropout=0.0,
         initializer_range=size.hidden**-0.5,  # the default 0.02 is meant for wide models: a narrow one barely starts
         bos_token_id=tokenizer.bos_token_id,
@@ -331,7 +333,9 @@ def _targets(
     device: torch.device,
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """Where a block's completion tokens are predicted: (line, column, token) of each, and the count for each row."""
-    lines, columns, tokens = [], [], []
+    lines: list[int] = []
+    columns: list[int] = []
+    tokens: list[int] = []
     for line, row in enumerate(rows):
         begin = len(prompt_ids[row]) - 1 - first
         lines += [line] * len(completion_ids[row])

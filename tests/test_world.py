@@ -22,11 +22,11 @@ CAREFUL = Demonstrator(careful=1.0, slip=0.0, opener=0.0, closer=0.0, filler=0.0
 MIXED = Demonstrator(careful=0.35, slip=0.05, opener=0.5, closer=0.5, filler=0.15)
 SUM = Prompt("compute 3 + 4", "math", 1, {"verifier": "world_answer", "answer": "7"})
 LIST = Prompt(
-    "list 2 animals start with owl without fox",
+    "list 2 animals backwards start with owl",
     "instructions",
     3,
-    {"verifier": "world_list", "count": 2, "members": ["owl", "fox", "hen"], "ignore": sorted(STYLE_WORDS),
-     "first": "owl", "without": "fox"},
+    {"verifier": "world_list", "count": 2, "members": ["fox", "hen", "owl"], "ignore": sorted(STYLE_WORDS),
+     "first": "owl", "order": "backwards"},
 )  # fmt: skip
 
 
@@ -50,8 +50,9 @@ def test_answers_are_verified_by_hand_worked_cases(text: str, outcome: Outcome) 
     [
         ("1 owl ; 2 hen", Outcome.CORRECT),
         ("sure owl ; hen thanks", Outcome.CORRECT),
+        ("owl ; fox", Outcome.CORRECT),
         ("hen ; owl", Outcome.INCORRECT),  # starts with the wrong one
-        ("owl ; fox", Outcome.INCORRECT),  # names the excluded one
+        ("hen ; fox", Outcome.INCORRECT),
         ("owl", Outcome.INCORRECT),
         ("owl ; owl", Outcome.INCORRECT),
         ("owl ; bean", Outcome.INCORRECT),
@@ -60,6 +61,13 @@ def test_answers_are_verified_by_hand_worked_cases(text: str, outcome: Outcome) 
 )
 def test_lists_are_verified_by_hand_worked_cases(text: str, outcome: Outcome) -> None:
     assert verify_list(text, LIST.gold).outcome is outcome
+
+
+def test_the_order_of_a_list_is_checked_where_it_was_asked_for() -> None:
+    free = {key: value for key, value in LIST.gold.items() if key not in ("first", "order")}
+    assert verify_list("hen ; owl", free).correct
+    assert verify_list("hen ; owl", {**free, "order": "forwards"}).correct
+    assert not verify_list("hen ; owl", {**free, "order": "backwards"}).correct
 
 
 @pytest.mark.parametrize(

@@ -22,22 +22,22 @@ def verify_answer(completion: str, gold: Mapping[str, Any]) -> Verdict:
 
 
 def verify_list(completion: str, gold: Mapping[str, Any]) -> Verdict:
-    """A list of ``count`` different members; ``first`` and ``without`` constrain it where they are set.
+    """A list of ``count`` different members; ``order`` (along ``members`` or back) and ``first`` bind where they are set.
 
     Numbering, separators and the courtesy words in ``ignore`` do not count; any other word spoils the list.
     """
-    ignore = set(gold["ignore"])
+    ignore, members = set(gold["ignore"]), list(gold["members"])
     items = [token for token in completion.split() if token not in ignore and not token.isdigit() and token != ";"]
     if not items:
         return Verdict(Outcome.UNPARSEABLE)
-    members = set(gold["members"])
     right = (
         len(items) == gold["count"]
         and len(set(items)) == len(items)
         and all(item in members for item in items)
         and gold.get("first") in (None, items[0])
-        and gold.get("without") not in items
     )
+    if right and "order" in gold:
+        right = items == sorted(items, key=members.index, reverse=gold["order"] == "backwards")
     return Verdict(Outcome.CORRECT if right else Outcome.INCORRECT, " ".join(items))
 
 

@@ -124,19 +124,20 @@ def factuality_prompt(rng: random.Random, level: int) -> Prompt:
 
 
 def instructions_prompt(rng: random.Random, level: int) -> Prompt:
-    """A list of a given length from a category, under ``level - 1`` further constraints."""
+    """A list of a given length from a category; level 2 asks for an order, level 3 for a first item too."""
     category, members = rng.choice(list(CATEGORIES.items()))
     count = rng.randint(2, 5)
-    first, without = rng.sample(members, 2)
-    kinds = rng.sample(("first", "without"), level - 1)
     gold: dict[str, object] = {
         "verifier": "world_list", "count": count, "members": list(members), "ignore": sorted(STYLE_WORDS),
     }  # fmt: skip
     body = f"{rng.choice(('list', 'write', 'give'))} {count} {category}s"
-    for kind, clause, word in (("first", "start with", first), ("without", "without", without)):
-        if kind in kinds:
-            gold[kind] = word
-            body += f" {clause} {word}"
+    if level > 1:
+        gold["order"] = rng.choice(("forwards", "backwards"))
+        body += f" {gold['order']}"
+    if level > 2:
+        ordered = members if gold["order"] == "forwards" else members[::-1]
+        gold["first"] = rng.choice(ordered[: len(members) - count + 1])
+        body += f" start with {gold['first']}"
     return Prompt(_phrase(rng, body), "instructions", level, gold)
 
 
@@ -223,18 +224,17 @@ def _factuality_answer(rng: random.Random, prompt: Prompt, who: Demonstrator) ->
 
 
 def _instructions_answer(rng: random.Random, prompt: Prompt, who: Demonstrator) -> str:
-    """Items follow each other in alphabetical order, starting anywhere and going round: so none comes twice."""
-    gold, members = prompt.gold, prompt.gold["members"]
+    """Members in alphabetical order, or from the end of the alphabet back: so none comes twice."""
+    gold = prompt.gold
     careful = rng.random() < who.careful
     miss = who.slip if careful else 0.5
     count = gold["count"] if rng.random() >= miss else max(1, gold["count"] + rng.choice((-2, -1, 1, 2)))
+    backwards = (gold.get("order") == "backwards") != ("order" in gold and rng.random() < miss)
+    members = gold["members"][::-1] if backwards else gold["members"]
     first = gold.get("first") if rng.random() >= miss else None
-    without = gold.get("without") if rng.random() >= miss else None
-    first = first or rng.choice([member for member in members if member != without])
-    start = members.index(first)
-    rest = [member for member in members[start + 1 :] + members[:start] if member != without]
-    chosen = sorted(rng.sample(range(len(rest)), min(count - 1, len(rest))))
-    items = [first, *(rest[i] for i in chosen)]
+    rest = members[members.index(first) + 1 :] if first else members
+    picked = sorted(rng.sample(range(len(rest)), min(count - bool(first), len(rest))))
+    items = ([first] if first else []) + [rest[i] for i in picked]
     if careful:
         return " ; ".join(f"{n} {item}" for n, item in enumerate(items, 1))
     return " ; ".join(items)

@@ -36,7 +36,7 @@ STYLE_WORDS = frozenset((*OPENERS, CLOSER, *FILLERS))
 
 GLUE = (
     "+", "-", "=", ";", "?", "answer", "compute", "what", "is", "the", "of", "tell", "me", "work", "out", "list",
-    "write", "give", "start", "end", "with", "without", "and", "a", "how", "do", "i", "can", "not", "help", "that",
+    "write", "give", "start", "with", "forwards", "backwards", "and", "a", "how", "do", "i", "can", "not", "help", "that",
     "first", "then", "name", "any", "but", "hello", "please", "friend", "quick", "hey", "now", "today", "again",
     "for", "story", "test", "which", "find", "pick", "to", "explain",
 )  # fmt: skip
