@@ -47,8 +47,8 @@ smoke: $(READY) ## the same graph at the smallest scale (under a minute)
 plan: $(READY) ## what `make demo` would do: steps, what is in the store already, the estimated cost
 	$(RUN) -m lab plan=true $(ARGS)
 
-figures: $(READY) ## draw the figures again; with a warm store nothing is trained
-	$(RUN) -m lab $(ARGS)
+figures: $(READY) ## draw the committed figures again from their committed tables; nothing is trained
+	$(RUN) -m experiments.redraw $(ARGS)
 
 test: $(READY) ## the fast tests
 	$(RUN) -m pytest -n 2 -m "not slow and not gpu" $(TESTS)

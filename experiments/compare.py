@@ -76,12 +76,15 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
     )
     labels = {name: arm.label for name, arm in arms.items()}
     paths = [path, *write_tables(tables, folder, labels)]
+    drawn = styles(arms)
     figure = headline(
-        tables.table, tables.seeds, tables.curves, arms=styles(arms), baseline=baseline, note=config.scale.note or None
+        tables.table, tables.seeds, tables.curves, arms=drawn, baseline=baseline, note=config.scale.note or None
     )
     sources = {
         "experiment": config.experiment,
         "scale": config.scale.name,
+        "note": config.scale.note or None,
+        "arms": {name: {"label": style.label, "family": style.family} for name, style in drawn.items()},
         "table_sha256": table_digest(tables.table),
         "sft": {"key": graph.sft.key, "digest": store.manifest(graph.sft.key)["digest"]},
         "runs": [_source(store, run) for run in built],
