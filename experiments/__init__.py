@@ -17,6 +17,7 @@ def _compare(config: LabConfig) -> int:
 EXPERIMENTS: dict[str, Callable[[LabConfig], int]] = {
     "compare": _compare,
     "health": _compare,  # compare with one more arm
+    "tune": _compare,  # every trial is an arm
 }
 
 

@@ -40,6 +40,7 @@ class SupervisedConfig:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
+    group_by_length: bool = False  # quicker, but every batch weighs the same: tokens of short answers count for more
     max_length: int = 64
     micro_batch: int = 0  # 0: the whole batch at once; else gradients are accumulated (not part of identity)
     seed: int = 0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -49,7 +50,7 @@ def trainer_arguments(config: Mapping[str, Any], context: Context, device: torch
         "data_seed": config["seed"],
         "use_cpu": on_cpu,
         "bf16": not on_cpu and torch.cuda.is_bf16_supported(),
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "logging_steps": 10,
         "logging_nan_inf_filter": False,  # the filter would hide a NaN loss behind the last finite one
         "save_strategy": "steps" if save_every else "no",
@@ -88,6 +89,28 @@ class Listener(TrainerCallback):
         self.context.progress(state.global_step, state.max_steps)
         if state.global_step in self.snapshot_at and self.save is not None:
             self.save(self.out / "checkpoints" / f"step-{state.global_step:06d}")
+
+
+def batch_order(lengths: Sequence[int], batch: int, epochs: float, seed: int, window: int) -> list[int]:
+    """Row numbers in training order: batches of rows of similar length, the batches themselves in random order.
+
+    transformers' own grouping by length hands out each window from its longest batch to its shortest. Where length goes
+    with the kind of question, the optimizer then sees one kind after another, and a small model learnt arithmetic a
+    third as well. ``window`` batches are sorted together (1: no grouping); the last, incomplete batch of an epoch is left
+    out, unless it is the only one.
+    """
+    rng = np.random.default_rng(seed)
+    order: list[int] = []
+    for _ in range(math.ceil(epochs)):
+        rows = rng.permutation(len(lengths))
+        batches: list[np.ndarray] = []
+        for start in range(0, len(rows), batch * window):
+            some = rows[start : start + batch * window]
+            some = some[np.argsort([lengths[row] for row in some], kind="stable")]
+            batches += [some[at : at + batch] for at in range(0, len(some), batch)]
+        whole = [one for one in batches if len(one) == batch] or batches
+        order += [int(row) for at in rng.permutation(len(whole)) for row in whole[at]]
+    return order[: max(batch, round(len(order) * epochs / math.ceil(epochs)) // batch * batch)]
 
 
 def evenly(steps: int, count: int) -> list[int]:

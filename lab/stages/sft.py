@@ -19,13 +19,13 @@ from lab.data.jsonl import read_demonstrations
 from lab.models import ModelSize, encode_completions, encode_prompts, load_policy, new_policy, parameter_count, pick_device
 from lab.records import Demonstration, Ledger, derive_seed
 from lab.store import Context, StageResult
-from lab.training import Listener, evenly, save_model, train, trainer_arguments, write_checkpoints
+from lab.training import Listener, batch_order, evenly, save_model, train, trainer_arguments, write_checkpoints
 
 
 def token_dataset(
     demonstrations: list[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[Dataset, int]:
-    """``input_ids`` and ``labels`` (prompt tokens masked by -100) of each demonstration, and how many tokens that is.
+) -> Dataset:
+    """``input_ids`` and ``labels`` (prompt tokens masked by -100) of each demonstration.
 
     Tokenized here and not by TRL, whose per-example ``map`` costs more than the training of a small model.
     Demonstrations longer than ``max_length`` are cut at the end, never at the prompt. Raises ValueError if a prompt
@@ -42,7 +42,7 @@ def token_dataset(
         completion = completion[: max_length - len(prompt)]
         rows["input_ids"].append(prompt + completion)
         rows["labels"].append([-100] * len(prompt) + completion)
-    return Dataset.from_dict(rows), sum(map(len, rows["input_ids"]))
+    return Dataset.from_dict(rows)
 
 
 def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
@@ -61,17 +61,23 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     demonstrations = read_demonstrations(inputs["data"] / f"{config['split']}.jsonl")
     skip = config.get("skip", 0) % len(demonstrations)
     chosen = (demonstrations[skip:] + demonstrations[:skip])[: training["examples"]]
-    dataset, tokens = token_dataset(chosen, tokenizer, training["max_length"])
+    dataset = token_dataset(chosen, tokenizer, training["max_length"])
 
     training["micro_batch"] = context.resources.get("micro_batch", 0)
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    window = 20 if training["group_by_length"] else 1
+    order = batch_order(lengths, training["batch"], training["epochs"], training["seed"], window)
+    dataset = dataset.select(order)
+    tokens = sum(lengths[row] for row in order)
+    training["epochs"] = 1  # the order holds them all
     arguments = SFTConfig(
         **trainer_arguments(training, context, device),
         max_length=training["max_length"],
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
-        train_sampling_strategy="group_by_length" if training["batch"] >= 32 else "random",
+        train_sampling_strategy="sequential",
     )
-    steps = int(len(chosen) * training["epochs"] / training["batch"])
+    steps = max(1, len(order) // training["batch"])
     snapshots = evenly(steps, config.get("checkpoints", 0))
     listener = Listener(context, out, snapshots, lambda path: save_model(model, tokenizer, path))
     trainer = SFTTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=[listener])
@@ -79,7 +85,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     train(trainer, context)
     save_model(model, tokenizer, out / "final")
 
-    flops = training_flops(parameter_count(model), tokens * training["epochs"])
+    flops = training_flops(parameter_count(model), tokens)
     total = trainer.state.global_step
     points = [(step, f"checkpoints/step-{step:06d}", False) for step in snapshots] + [(total, "final", True)]
     write_checkpoints(

@@ -10,7 +10,7 @@ from lab.records import DOMAINS, Prompt, derive_seed
 from lab.world.domains import LEVELS, PROMPTS, Demonstrator, demonstrate
 from lab.world.gold import GoldParts, utility
 
-SAMPLE = Demonstrator(careful=0.35, slip=0.05, opener=0.5, closer=0.5, filler=0.15)
+SAMPLE = Demonstrator(careful=0.5, slip=0.05, opener=0.5, closer=0.5, filler=0.15)
 """The habits of the SFT demonstrators in ``conf/data/world.yaml``."""
 
 
