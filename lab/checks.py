@@ -166,6 +166,8 @@ def _check_model_and_data(config: LabConfig) -> None:
         _check_exists("model.path", Path(model.path), folder=True)
         if not (Path(model.path) / "config.json").is_file():
             raise ConfigError(f"model.path: {model.path!r} holds no config.json, so it is no checkpoint")
+    if config.preferences.demonstrations and not isinstance(data, JsonlData):
+        raise ConfigError("preferences.demonstrations: true needs data.kind=jsonl; the world's prompts have no answers")
     if isinstance(data, JsonlData):
         _check_exists("data.path", Path(data.path), folder=False)
         for key, value, known in (

@@ -19,7 +19,7 @@ from lab.config import (
     OnlineMethod,
     WorldModel,
 )
-from lab.data.sources import file_digest
+from lab.data.sources import file_digest, load, split
 from lab.plan import Step, Work
 from lab.typed import ConfigError, plain
 
@@ -130,8 +130,14 @@ class _Builder:
         data = self.config.data
         counts = plain(data.counts)
         if isinstance(data, JsonlData):
-            settings = {key: plain(data)[key] for key in ("kind", "question", "answer", "verifier", "domain", "seed")}
-            settings |= {"digest": file_digest(Path(data.path)), "counts": {"sft": data.sft, **counts}}
+            columns = {key: plain(data)[key] for key in ("question", "answer", "verifier", "domain")}
+            settings = {"kind": data.kind, "seed": data.seed, "counts": {"sft": data.sft, **counts}, **columns}
+            try:  # every row is read now: a bad one must not stop a run that has begun
+                rows = load(Path(data.path), **columns).rows
+                split(rows, settings["counts"], data.seed)
+            except ValueError as error:
+                raise ConfigError(f"data.path: {error}") from error
+            settings["digest"] = file_digest(Path(data.path))
             step = self._step("data", settings, {}, f"data {Path(data.path).name}", path=str(Path(data.path).resolve()))
             return dict.fromkeys(("sft", *counts), step)
         habits = {key: plain(data)[key] for key in ("kind", "seed", "base", "sft")}

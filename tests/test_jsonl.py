@@ -270,8 +270,11 @@ def test_stage_writes_splits_and_card_from_a_file(tmp_path: Path) -> None:
     result = data.run(config, {}, out, stage_context(tmp_path, path=str(path)))
     assert result.ledger.demonstrations == 4
     assert sorted(p.name for p in out.iterdir()) == [
-        "card.json", "evaluation.jsonl", "preference.jsonl", "rl.jsonl", "sft.jsonl", "tuning.jsonl",
+        "card.json", "evaluation.jsonl", "preference.jsonl", "preference_demonstrations.jsonl", "rl.jsonl",
+        "sft.jsonl", "tuning.jsonl",
     ]  # fmt: skip
+    answered = read_demonstrations(out / "preference_demonstrations.jsonl")
+    assert [item.prompt for item in answered] == read_prompts(out / "preference.jsonl")
     sft = read_demonstrations(out / "sft.jsonl")
     others = [p for name in ("preference", "rl", "evaluation", "tuning") for p in read_prompts(out / f"{name}.jsonl")]
     assert len({p.id for p in others} | {row.prompt.id for row in sft}) == 10

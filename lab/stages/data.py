@@ -13,7 +13,7 @@ from lab.data.sources import file_digest, load, split
 from lab.records import Demonstration, Ledger, Prompt
 from lab.store import Context, StageResult
 
-DEMONSTRATIONS = ("base", "sft")
+DEMONSTRATIONS = ("base", "sft", "preference_demonstrations")
 """Splits that hold demonstrations; all others hold prompts."""
 
 
@@ -39,7 +39,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         card["splits"][name] = _summary(rows)
         context.progress(done, len(splits), name)
     (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    used = sum(len(rows) for name, rows in splits.items() if name in DEMONSTRATIONS)
+    used = sum(len(rows) for name, rows in splits.items() if name in ("base", "sft"))
     return StageResult(Ledger(demonstrations=used), card)
 
 
@@ -65,7 +65,12 @@ def _jsonl(config: Mapping[str, Any], path: Path, card: dict[str, Any]) -> dict[
         "duplicates_dropped": loaded.duplicates,
         "conflicting_duplicates": loaded.conflicts,
     }
-    return {name: rows if name in DEMONSTRATIONS else [row.prompt for row in rows] for name, rows in cut.items()}
+    splits: dict[str, Sequence[Prompt | Demonstration]] = {
+        name: rows if name in DEMONSTRATIONS else [row.prompt for row in rows] for name, rows in cut.items()
+    }
+    # The data's own answers to the preference prompts: a weak policy may have no right one to prefer.
+    splits["preference_demonstrations"] = cut["preference"]
+    return splits
 
 
 def _summary(rows: Sequence[Prompt | Demonstration]) -> dict[str, Any]:
