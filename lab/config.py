@@ -228,6 +228,7 @@ class OnlineMethod:
     kl_coefficient: float
     critic: Literal["trunk", "own"] = "trunk"
     critic_initial: Literal["sft", "reward_model"] = "sft"
+    critic_learning_rate_factor: float = 1.0  # the critic's learning rate over the policy's
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     epochs: int = 1
     minibatches: int = 1

@@ -153,6 +153,18 @@ class OnlineTrainer(GRPOTrainer):
         self.train(resume_from_checkpoint=None if last is None else str(last))
         return None if last is None else str(last)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """TRL's optimizer, with the critic in groups of its own that learn ``critic_learning_rate_factor`` as fast."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        own = set() if self.critic is None else {id(weight) for weight in self.critic.parameters()}
+        for group in list(optimizer.param_groups) if own else []:
+            critics = [weight for weight in group["params"] if id(weight) in own]
+            if critics and len(critics) < len(group["params"]):
+                group["params"] = [weight for weight in group["params"] if id(weight) not in own]
+                rate = group["lr"] * self.method.critic_learning_rate_factor
+                optimizer.add_param_group({**group, "params": critics, "lr": rate})
+        return optimizer
+
     @property
     def rollout(self) -> int:
         """The running rollout, counted from 0."""
