@@ -169,9 +169,11 @@ def main() -> None:
                 arguments.repetitions,
                 folder,
             )
-            rows += turns.compare(timings, f"{batch}")
+            rows += turns.compare(timings, f"{batch}", [KINDS["stock"], KINDS["stock-lab-sampler"]])
     print(f"GRPO: groups of {GROUP}, one optimizer step a rollout, median of {arguments.repetitions}")
-    turns.print_table(["completions", "optimizer steps", "trainer", "seconds a rollout", "ratio"], rows)
+    turns.print_table(
+        ["completions", "optimizer steps", "trainer", "seconds a rollout", "to stock", "same sampler"], rows
+    )
 
 
 if __name__ == "__main__":

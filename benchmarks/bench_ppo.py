@@ -117,7 +117,7 @@ def main() -> None:
                 arguments.repetitions,
                 folder,
             )
-            rows += turns.compare(timings, f"{batch}")
+            rows += turns.compare(timings, f"{batch}", ["TRL 1.12.0"])
     print(f"PPO, {arguments.epochs} epochs of {arguments.minibatches} minibatches, median of {arguments.repetitions}")
     turns.print_table(["completions", "optimizer steps", "trainer", "seconds a rollout", "ratio"], rows)
 

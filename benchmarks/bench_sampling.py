@@ -76,9 +76,10 @@ def main() -> None:
                 if repetition >= arguments.warm_up:
                     times[name].append(took)
         timings = {name: turns.Timing(tuple(values), 0) for name, values in times.items()}
-        for label, _, name, span, ratio in turns.compare(timings, f"{batch}"):
-            tokens = batch * tiny.NEW_TOKENS / timings[name].median
-            rows.append([label, name, span, f"{tokens:,.0f}", f"{1 / float(ratio):.2f}x"])
+        for name, timing in timings.items():
+            span = f"{timing.median:.3f} ({min(timing.seconds):.3f}-{max(timing.seconds):.3f})"
+            speed = 1 / turns.paired_ratio(timing, timings["model.generate"])
+            rows.append([f"{batch}", name, span, f"{batch * tiny.NEW_TOKENS / timing.median:,.0f}", f"{speed:.2f}x"])
     print(f"Sampling {tiny.NEW_TOKENS} tokens a prompt, median of {arguments.repetitions}")
     turns.print_table(["batch", "sampler", "seconds", "tokens a second", "speed"], rows)
 

@@ -129,19 +129,20 @@ def _answer(name: str, worker: subprocess.Popen[str], log: Path) -> dict[str, An
     raise RuntimeError("\n".join([f"worker {name} ended (exit status {worker.wait()}):", *tail]))
 
 
-def compare(timings: Mapping[str, Timing], label: str) -> list[list[str]]:
-    """One row a worker: label, optimizer steps, name, median (and range) of its seconds, ratio to the first worker's.
+def paired_ratio(ours: Timing, theirs: Timing) -> float:
+    """The median of the ratios within a turn: a slow moment of the machine falls on both."""
+    return statistics.median(a / b for a, b in zip(ours.seconds, theirs.seconds, strict=True))
 
-    The ratio is the median of the ratios within a turn: a slow moment of the machine falls on both.
-    """
-    first = next(iter(timings.values()))
+
+def compare(timings: Mapping[str, Timing], label: str, baselines: Sequence[str]) -> list[list[str]]:
+    """One row a worker: label, optimizer steps, name, median (and range) of its seconds, a ratio to each baseline."""
     return [
         [
             label,
             str(timing.steps),
             name,
             f"{timing.median:.3f} ({min(timing.seconds):.3f}-{max(timing.seconds):.3f})",
-            f"{statistics.median(a / b for a, b in zip(timing.seconds, first.seconds, strict=True)):.2f}",
+            *(f"{paired_ratio(timing, timings[baseline]):.2f}" for baseline in baselines),
         ]
         for name, timing in timings.items()
     ]
