@@ -46,14 +46,24 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
     """Rows, tables and figures of what was built, and the table on the terminal; 0 if nothing is missing."""
     # Not before the work is done: pandas and matplotlib would be in the way of ``plan=true``.
     from lab.figures import headline, save
-    from lab.tables import assert_comparable, compare, read_rows, table_digest, terminal_table, write_bytes, write_tables
+    from lab.tables import (
+        assert_comparable,
+        compare,
+        read_rows,
+        table_digest,
+        terminal_table,
+        write_bytes,
+        write_tables,
+    )
 
     folder = Path(config.run.results)
     folder.mkdir(parents=True, exist_ok=True)
     built = [run for run in graph.runs if store.has(run.evaluation.key)]
     baseline = next(name for name, arm in config.arms.items() if arm.method.kind == "none")
     if not any(run.arm == baseline for run in built):
-        print(f"no table: the arm {baseline!r}, from which all differences are measured, did not finish", file=sys.stderr)
+        print(
+            f"no table: the arm {baseline!r}, from which all differences are measured, did not finish", file=sys.stderr
+        )
         return 1
     assert_comparable({f"{run.arm}, seed {run.seed}": provenance(config, graph, store, run) for run in built})
     rows = read_rows([store.load(run.evaluation.key).path / "rows.parquet" for run in built])
@@ -99,7 +109,9 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
         print(item)
     missing = len(graph.runs) - len(built)
     if missing:
-        print(f"{missing} of {len(graph.runs)} runs are missing: see the notes in {folder / 'table.md'}", file=sys.stderr)
+        print(
+            f"{missing} of {len(graph.runs)} runs are missing: see the notes in {folder / 'table.md'}", file=sys.stderr
+        )
     return 1 if missing else 0
 
 
@@ -125,8 +137,10 @@ def provenance(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> di
         own = store.manifest(run.policy.key)["inputs"]
         trained_from = own["policy" if "policy" in own else "sft"]["digest"]
         if trained_from != reference:
-            raise ValueError(f"{run.arm}, seed {run.seed}: trained from another SFT checkpoint than it is measured from")
-    sampler = {key: value for key, value in manifest["config"]["evaluation"].items()}
+            raise ValueError(
+                f"{run.arm}, seed {run.seed}: trained from another SFT checkpoint than it is measured from"
+            )
+    sampler = dict(manifest["config"]["evaluation"])
     return {"sft_digest": reference, "prompts_digest": inputs["prompts"]["digest"], "sampler": sampler}
 
 
@@ -167,7 +181,9 @@ def _upfront_flops(store: Store, graph: Graph, arm: ArmConfig, built: list[ArmRu
 
 
 def _failures(graph: Graph, outcome: Outcome, arm: str) -> list[str]:
-    own = {step.key for run in graph.runs if run.arm == arm for step in (run.policy, run.evaluation) if step is not None}
+    own = {
+        step.key for run in graph.runs if run.arm == arm for step in (run.policy, run.evaluation) if step is not None
+    }
     notes = [f"{item.step.title}: {item.reason}" for item in outcome.failed if item.step.key in own]
     for item in outcome.skipped:
         if item.step.key in own:

@@ -55,7 +55,18 @@ JSONL_VERIFIERS = ("gsm8k", "math", "ifeval")
 """Rule verifiers that can judge a row of a JSONL file; the world's own need the world's prompts."""
 
 ANY_NUMBER = {"scale", "missing_eos_penalty", "length_bias"}
-SHARES = {"careful", "slip", "opener", "closer", "filler", "flip_rate", "label_smoothing", "gamma", "gae_lambda", "adam_beta2"}
+SHARES = {
+    "careful",
+    "slip",
+    "opener",
+    "closer",
+    "filler",
+    "flip_rate",
+    "label_smoothing",
+    "gamma",
+    "gae_lambda",
+    "adam_beta2",
+}
 ZERO_OR_MORE = {
     "base_warmup",
     "center_coefficient",

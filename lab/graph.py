@@ -164,7 +164,7 @@ class _Builder:
                 threads=self.config.run.base_threads,
                 micro_batch=model.base.micro_batch,
             )
-        settings = {"kind": model.kind}
+        settings: dict[str, str] = {"kind": model.kind}
         if isinstance(model, CheckpointModel):
             settings["digest"] = folder_digest(Path(model.path))
             return self._step("convert", settings, {}, f"checkpoint {Path(model.path).name}", path=model.path)
@@ -172,7 +172,9 @@ class _Builder:
 
     def reward_model(self, seed: int) -> Step:
         settings = self.config.reward_model
-        training = {key: value for key, value in identity(settings).items() if key not in ("initial", "each_policy_seed")}
+        training = {
+            key: value for key, value in identity(settings).items() if key not in ("initial", "each_policy_seed")
+        }
         start = self.sft if settings.initial == "sft" else self.base
         own = seed if settings.each_policy_seed else self.config.first_seed
         return self._step(

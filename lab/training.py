@@ -28,8 +28,8 @@ class DivergedError(RuntimeError):
 def trainer_arguments(config: Mapping[str, Any], context: Context, device: torch.device) -> dict[str, Any]:
     """Keyword arguments common to every TRL config: optimiser, batch, precision, seed, silence.
 
-    ``config`` is a plain SupervisedConfig, RewardModelConfig or DirectMethod. ``batch`` is what one optimizer step sees;
-    ``micro_batch`` of it is on the device at a time.
+    ``config`` is a plain SupervisedConfig, RewardModelConfig or DirectMethod. ``batch`` is what one optimizer step
+    sees; ``micro_batch`` of it is on the device at a time.
     """
     micro = config["micro_batch"] or config["batch"]
     if config["batch"] % micro:
@@ -74,7 +74,13 @@ class Listener(TrainerCallback):
     def __init__(
         self, context: Context, out: Path, snapshot_at: Sequence[int] = (), save: Callable[[Path], None] | None = None
     ) -> None:
-        self.context, self.trace, self.snapshot_at, self.save, self.out = context, out / "trace.jsonl", snapshot_at, save, out
+        self.context, self.trace, self.snapshot_at, self.save, self.out = (
+            context,
+            out / "trace.jsonl",
+            snapshot_at,
+            save,
+            out,
+        )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = logs or {}
@@ -96,8 +102,8 @@ def batch_order(lengths: Sequence[int], batch: int, epochs: float, seed: int, wi
 
     transformers' own grouping by length hands out each window from its longest batch to its shortest. Where length goes
     with the kind of question, the optimizer then sees one kind after another, and a small model learnt arithmetic a
-    third as well. ``window`` batches are sorted together (1: no grouping); the last, incomplete batch of an epoch is left
-    out, unless it is the only one.
+    third as well. ``window`` batches are sorted together (1: no grouping); the last, incomplete batch of an epoch is
+    left out, unless it is the only one.
     """
     rng = np.random.default_rng(seed)
     order: list[int] = []

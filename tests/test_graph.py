@@ -44,8 +44,8 @@ def test_a_policy_seed_does_not_fork_the_checkpoint_the_pool_or_another_seed() -
 
 @pytest.mark.parametrize(
     "how",
-    ["run.device=cpu", "run.workers=7", "run.batch=3", "run.base_threads=1", "sizes.micro_batch=4", "sizes.save_every=1",
-     "run.store=/elsewhere", "evaluation.pass_k=1"],
+    ["run.device=cpu", "run.workers=7", "run.batch=3", "run.base_threads=1", "sizes.micro_batch=4",
+     "sizes.save_every=1", "run.store=/elsewhere", "evaluation.pass_k=1"],
 )  # fmt: skip
 def test_how_to_run_is_no_part_of_identity(how: str) -> None:
     assert keys(build_graph(config())) == keys(build_graph(config(how)))
@@ -55,7 +55,11 @@ def test_how_to_run_is_no_part_of_identity(how: str) -> None:
     ("what", "moved", "kept"),
     [
         ("arms.dpo.method.beta=0.9", {"dpo"}, {"sft", "ppo_rm", "grpo_verifier"}),
-        ("preferences.flip_rate=0.3", {"dpo", "ppo_rm", "grpo_rm", "best_of_n"}, {"sft", "ppo_verifier", "grpo_random"}),
+        (
+            "preferences.flip_rate=0.3",
+            {"dpo", "ppo_rm", "grpo_rm", "best_of_n"},
+            {"sft", "ppo_verifier", "grpo_random"},
+        ),
         ("reward_model.learning_rate=1e-4", {"ppo_rm", "grpo_rm", "best_of_n"}, {"sft", "dpo", "grpo_verifier"}),
         ("sft.seed=5", {"dpo", "ppo_rm", "grpo_verifier", "sft_continued"}, set()),
     ],
@@ -79,7 +83,7 @@ def test_only_what_a_reward_model_pays_depends_on_one() -> None:
 
 
 def test_a_comparison_without_the_checkpoint_itself_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no arm has method.kind none"):
+    with pytest.raises(ConfigError, match="no arm has method"):
         build_graph(config("~arms.sft"))
 
 

@@ -60,7 +60,10 @@ def test_a_verifier_says_nothing_of_two_right_answers_or_of_what_it_could_not_ju
     prompt = Prompt("question", "math", 1)
     found = [Candidate(Completion(prompt.id, n, f"text {u} {n}", 3), u) for n, u in enumerate((1.0, 1.0, 0.0, None))]
     pairs, _ = label([(prompt, found)], settings(labels="verifier", held_out=0))
-    assert sorted((pair.chosen, pair.rejected) for pair in pairs) == [("text 1.0 0", "text 0.0 2"), ("text 1.0 1", "text 0.0 2")]
+    assert sorted((pair.chosen, pair.rejected) for pair in pairs) == [
+        ("text 1.0 0", "text 0.0 2"),
+        ("text 1.0 1", "text 0.0 2"),
+    ]
 
 
 def test_the_card_measures_agreement_with_the_truth() -> None:

@@ -62,7 +62,9 @@ def test_batches_and_padding_change_no_score(artifact: Path) -> None:
 
 def test_an_unfinished_completion_is_scored_without_an_end(artifact: Path) -> None:
     source = load_reward({"kind": "classifier"}, {"reward_model": artifact}, "cpu")
-    whole, cut = source.score([MATH, MATH], [completion(MATH, "answer 7"), completion(MATH, "answer 7", truncated=True)])
+    whole, cut = source.score(
+        [MATH, MATH], [completion(MATH, "answer 7"), completion(MATH, "answer 7", truncated=True)]
+    )
     assert whole != cut
 
 
@@ -90,9 +92,12 @@ def test_controls_know_nothing_of_the_truth() -> None:
     asked = [MATH] * 400
     said = [completion(MATH, f"answer {n}") for n in range(400)]
     random = load_reward({"kind": "random"}, {}, "cpu").score(asked, said)
-    assert abs(random.mean()) < 4 / 20 and 0.85 < random.std() < 1.15
+    assert abs(random.mean()) < 4 / 20
+    assert 0.85 < random.std() < 1.15
     assert (random == load_reward({"kind": "random"}, {}, "cpu").score(asked, said)).all()
-    assert load_reward({"kind": "length"}, {}, "cpu").score([MATH], [completion(MATH, "a b c")])[0] == pytest.approx(0.4)
+    assert load_reward({"kind": "length"}, {}, "cpu").score([MATH], [completion(MATH, "a b c")])[0] == pytest.approx(
+        0.4
+    )
     assert load_reward({"kind": "constant"}, {}, "cpu").score(asked, said).std() == 0
 
 

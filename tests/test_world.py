@@ -109,7 +109,9 @@ def test_gold_of_the_domains_without_a_verifier() -> None:
     twice = Prompt("tell me the food of the fox", "focus", 1, focus.gold)
     assert utility(twice, "fox food is nut ; fox food is nut").correct == 0.5
 
-    ties = Prompt("name a color but not red", "ties", 2, {"allowed": ["blue", "tan"], "excluded": ["red"], "category": "color"})
+    ties = Prompt(
+        "name a color but not red", "ties", 2, {"allowed": ["blue", "tan"], "excluded": ["red"], "category": "color"}
+    )
     assert [utility(ties, text).correct for text in ("blue", "tan thanks", "red", "blue ; tan")] == [1.0, 1.0, 0.0, 0.0]
 
 
@@ -174,7 +176,10 @@ def test_the_examples_in_the_documentation_are_the_ones_the_command_prints() -> 
     page = (Path(__file__).parents[1] / "docs" / "world.md").read_text(encoding="utf-8")
     for domain in DOMAINS:
         for prompt, text, parts in examples(domain, 3, 0):
-            assert f"| {prompt.level} | {prompt.text} | {text} | {parts.correct:g} | {parts.style:g} | {parts.total:g} |" in page
+            assert (
+                f"| {prompt.level} | {prompt.text} | {text} | {parts.correct:g} | {parts.style:g} | {parts.total:g} |"
+                in page
+            )
 
 
 def test_the_book_is_closed() -> None:

@@ -20,8 +20,8 @@ def raw_scores(
 ) -> np.ndarray:
     """The classifier's one logit for each row of token ids: (N,) float64.
 
-    Rows are batched by length and padded on the right. Raises ValueError if padding and end of sequence share an id: the
-    classifier reads the last token that is not padding, and would then not see the end.
+    Rows are batched by length and padded on the right. Raises ValueError if padding and end of sequence share an id:
+    the classifier reads the last token that is not padding, and would then not see the end.
     """
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ValueError(f"{tokenizer.name_or_path}: pad and end-of-sequence are the same token; give padding its own")

@@ -41,4 +41,6 @@ class GoldReward:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> np.ndarray:
         """Gold utilities (N,)."""
         pairs = zip(prompts, completions, strict=True)
-        return self.weight * np.array([utility(prompt, answer.text, answer.truncated).total for prompt, answer in pairs])
+        return self.weight * np.array(
+            [utility(prompt, answer.text, answer.truncated).total for prompt, answer in pairs]
+        )

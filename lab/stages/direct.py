@@ -1,4 +1,4 @@
-"""Direct alignment (DPO and its family) by TRL's ``DPOTrainer``: every ``loss_type`` it knows, on the preference pool."""
+"""Direct alignment (DPO and its family) by TRL's ``DPOTrainer`` on the pool: every ``loss_type`` it knows."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     if not pairs:
         raise ValueError(
             f"{inputs['data'] / 'preference.jsonl'}: no pair of the {len(completions)} completions could be labelled "
-            f"by {settings.labels}: they are all alike (try preferences.samples_per_prompt or preferences.demonstrations)"
+            f"by {settings.labels}: all alike (try preferences.samples_per_prompt or preferences.demonstrations)"
         )
     write_records(out / "pairs.jsonl", pairs)
     write_records(out / "held_out.jsonl", held_out)
@@ -118,7 +118,7 @@ def label(pool: Sequence[tuple[Prompt, list[Candidate]]], settings: PreferencesC
         for prompt, a, b in _in_turns(choices[len(choices) - reserved :])
         if a.utility is not None and b.utility is not None and a.utility != b.utility
     ]
-    pairs = []
+    pairs: list[Pair] = []
     for prompt, a, b in _in_turns(choices[: len(choices) - reserved]):
         if len(pairs) == settings.pairs:
             break

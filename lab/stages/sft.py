@@ -9,22 +9,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from lab.costs import training_flops
 from lab.data.jsonl import read_demonstrations
-from lab.models import ModelSize, encode_completions, encode_prompts, load_policy, new_policy, parameter_count, pick_device
+from lab.models import (
+    ModelSize,
+    encode_completions,
+    encode_prompts,
+    load_policy,
+    new_policy,
+    parameter_count,
+    pick_device,
+)
 from lab.records import Demonstration, Ledger, derive_seed
 from lab.store import Context, StageResult
 from lab.training import Listener, batch_order, evenly, save_model, train, trainer_arguments, write_checkpoints
 
 
-def token_dataset(
-    demonstrations: list[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> Dataset:
+def token_dataset(demonstrations: list[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
     """``input_ids`` and ``labels`` (prompt tokens masked by -100) of each demonstration.
 
     Tokenized here and not by TRL, whose per-example ``map`` costs more than the training of a small model.
@@ -80,7 +85,9 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     steps = max(1, len(order) // training["batch"])
     snapshots = evenly(steps, config.get("checkpoints", 0))
     listener = Listener(context, out, snapshots, lambda path: save_model(model, tokenizer, path))
-    trainer = SFTTrainer(model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=[listener])
+    trainer = SFTTrainer(
+        model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=[listener]
+    )
     model.train()
     train(trainer, context)
     save_model(model, tokenizer, out / "final")

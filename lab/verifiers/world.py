@@ -22,7 +22,7 @@ def verify_answer(completion: str, gold: Mapping[str, Any]) -> Verdict:
 
 
 def verify_list(completion: str, gold: Mapping[str, Any]) -> Verdict:
-    """A list of ``count`` different members; ``order`` (along ``members`` or back) and ``first`` bind where they are set.
+    """``count`` different members, in ``order`` (along ``members`` or back) and from ``first`` where they are set.
 
     Numbering, separators and the courtesy words in ``ignore`` do not count; any other word spoils the list.
     """

@@ -15,7 +15,7 @@ SAMPLE = Demonstrator(careful=0.5, slip=0.05, opener=0.5, closer=0.5, filler=0.1
 
 
 def examples(domain: str, count: int, seed: int, level: int | None = None) -> Iterator[tuple[Prompt, str, GoldParts]]:
-    """``count`` prompts of a domain, levels taking turns unless one is given, each with a demonstration and its gold."""
+    """``count`` prompts of a domain, levels in turn unless one is given, each with a demonstration and its gold."""
     rng = random.Random(derive_seed("examples", domain, seed))
     for turn in range(count):
         prompt = PROMPTS[domain](rng, level or LEVELS[turn % len(LEVELS)])
@@ -32,9 +32,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     for domain in [given.domain] if given.domain else DOMAINS:
-        print(f"### {domain}\n\n| level | prompt | a demonstration | correct | style | gold |\n|---|---|---|---|---|---|")
+        print(
+            f"### {domain}\n\n| level | prompt | a demonstration | correct | style | gold |\n|---|---|---|---|---|---|"
+        )
         for prompt, text, parts in examples(domain, given.count, given.seed, given.level):
-            print(f"| {prompt.level} | {prompt.text} | {text} | {parts.correct:g} | {parts.style:g} | {parts.total:g} |")
+            print(
+                f"| {prompt.level} | {prompt.text} | {text} | {parts.correct:g} | {parts.style:g} | {parts.total:g} |"
+            )
         print()
 
 

@@ -39,7 +39,9 @@ def prompts(split: str, count: int, seed: int, *, distinct: bool, domains: tuple
         if split_of(prompt.text) != split or (distinct and prompt.text in seen):
             misses += 1
             if misses > 5000:
-                raise ValueError(f"data: split '{split}' has no {count} distinct prompts ({domain} level {level} ran out)")
+                raise ValueError(
+                    f"data: split '{split}' has no {count} distinct prompts ({domain} level {level} ran out)"
+                )
             continue
         misses = 0
         seen.add(prompt.text)

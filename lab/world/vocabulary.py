@@ -36,8 +36,8 @@ STYLE_WORDS = frozenset((*OPENERS, CLOSER, *FILLERS))
 
 GLUE = (
     "+", "-", "=", ";", "?", "answer", "compute", "what", "is", "the", "of", "tell", "me", "work", "out", "list",
-    "write", "give", "start", "with", "forwards", "backwards", "and", "a", "how", "do", "i", "can", "not", "help", "that",
-    "first", "then", "name", "any", "but", "hello", "please", "friend", "quick", "hey", "now", "today", "again",
+    "write", "give", "start", "with", "forwards", "backwards", "and", "a", "how", "do", "i", "can", "not", "help",
+    "that", "first", "then", "name", "any", "but", "hello", "please", "friend", "quick", "hey", "now", "today", "again",
     "for", "story", "test", "which", "find", "pick", "to", "explain",
 )  # fmt: skip
 
@@ -48,7 +48,8 @@ SUFFIXES = ("", "now", "today", "again")
 def words() -> list[str]:
     """Every token in id order: specials first, then each word once, in order of first mention."""
     groups = (
-        SPECIALS, NUMBERS, GLUE, ANIMALS, COLORS, FOODS, ("animal", "animals", "color", "colors", "food", "foods"), LANDS, CITIES, RIVERS,
+        SPECIALS, NUMBERS, GLUE, ANIMALS, COLORS, FOODS,
+        ("animal", "animals", "color", "colors", "food", "foods"), LANDS, CITIES, RIVERS,
         ATTRIBUTES, PLAIN_VERBS, SCARY_VERBS, BENIGN_OBJECTS, HARMFUL_OBJECTS, ACTIONS, OPENERS, (CLOSER,), FILLERS,
     )  # fmt: skip
     return list(dict.fromkeys(word for group in groups for word in group))
