@@ -409,6 +409,18 @@ def test_values_precede_their_token_and_the_value_loss_is_a_mean_over_a_minibatc
     assert trainer.value_losses == [pytest.approx(errors / (count / 2), rel=1e-4)]
 
 
+@pytest.mark.parametrize("critic", ["trunk", "own"])
+def test_the_critic_learns_at_a_rate_of_its_own(policy: Path, tmp_path: Path, critic: str) -> None:
+    trainer = make(policy, tmp_path, advantage="gae", critic=critic, critic_learning_rate_factor=10.0)
+    assert trainer.critic is not None
+    own = {id(weight) for weight in trainer.critic.parameters()}
+    groups = trainer.create_optimizer().param_groups
+    rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))
+    assert {rate for weight, rate in rates.items() if weight in own} == {0.1}
+    assert {rate for weight, rate in rates.items() if weight not in own} == {0.01}
+
+
 def test_a_critic_can_start_from_a_reward_model(policy: Path, tmp_path: Path) -> None:
     classifier, tokenizer = load_classifier(policy, new_head_seed=5)
     classifier.save_pretrained(tmp_path / "reward_model")
