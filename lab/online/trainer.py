@@ -43,7 +43,7 @@ from lab.objectives import (
     whiten,
     zero_spread_groups,
 )
-from lab.online.critic import Critic, captured_hidden_states
+from lab.online.critic import Critic, captured_hidden_states, learn_faster
 from lab.online.rollouts import (
     STATE_FILE,
     Totals,
@@ -156,13 +156,8 @@ class OnlineTrainer(GRPOTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """TRL's optimizer, with the critic in groups of its own that learn ``critic_learning_rate_factor`` as fast."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        own = set() if self.critic is None else {id(weight) for weight in self.critic.parameters()}
-        for group in list(optimizer.param_groups) if own else []:
-            critics = [weight for weight in group["params"] if id(weight) in own]
-            if critics and len(critics) < len(group["params"]):
-                group["params"] = [weight for weight in group["params"] if id(weight) not in own]
-                rate = group["lr"] * self.method.critic_learning_rate_factor
-                optimizer.add_param_group({**group, "params": critics, "lr": rate})
+        if self.critic is not None:
+            learn_faster(optimizer, self.critic, self.method.critic_learning_rate_factor)
         return optimizer
 
     @property
