@@ -314,6 +314,7 @@ class SizesConfig:
     sft_learning_rate: float
     sft_warmup: int
     continued_examples: int
+    continued_learning_rate: float
     preference_prompts: int
     rl_prompts: int
     evaluation_prompts: int
