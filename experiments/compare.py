@@ -97,6 +97,11 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
         "arms": {name: {"label": style.label, "family": style.family} for name, style in drawn.items()},
         "table_sha256": table_digest(tables.table),
         "sft": {"key": graph.sft.key, "digest": store.manifest(graph.sft.key)["digest"]},
+        "reward_model_accuracy": {
+            str(seed): store.manifest(step.key)["metrics"]["accuracy"]
+            for seed, step in graph.reward_models.items()
+            if store.has(step.key)
+        },
         "runs": [_source(store, run) for run in built],
     }
     paths += save(figure, folder / "headline", sources)
