@@ -1,7 +1,7 @@
 """``python -m experiments.gates experiments/results/health``: is the embedded world healthy enough to argue with?
 
-Each gate is an inequality on the tables of ``experiment=health``; the page that this prints is docs/health.md. A gate that
-fails says so, and the command then exits with 1.
+Each gate is an inequality on the tables of ``experiment=health``; the page that this prints is docs/health.md. A gate
+that fails says so, and the command then exits with 1.
 """
 
 from __future__ import annotations
@@ -67,8 +67,10 @@ def gates(summary: Mapping[str, Any], accuracies: Sequence[float]) -> list[Gate]
     found.append(
         Gate(
             "The same PPO with a tenth of the KL coefficient is hacked: proxy up, gold down, intervals apart",
-            f"proxy {held['proxy']:.2f} -> {loose['proxy']:.2f}; gold {held['gold']:.3f} {_interval(held, 'gold', '.3f')} "
-            f"-> {loose['gold']:.3f} {_interval(loose, 'gold', '.3f')}; KL {held['kl_nats']:.1f} -> {loose['kl_nats']:.1f} nats",
+            f"proxy {held['proxy']:.2f} -> {loose['proxy']:.2f}; "
+            f"gold {held['gold']:.3f} {_interval(held, 'gold', '.3f')} "
+            f"-> {loose['gold']:.3f} {_interval(loose, 'gold', '.3f')}; "
+            f"KL {held['kl_nats']:.1f} -> {loose['kl_nats']:.1f} nats",
             loose["proxy"] > held["proxy"] and loose["gold_high"] < held["gold_low"],
         )
     )
@@ -101,10 +103,8 @@ def main(folder: Path) -> int:
     seeds = max(line["n_seeds"] for line in summary["table"])
     found = gates(summary, list(sources["reward_model_accuracy"].values()))
     print("# Health of the embedded world\n")
-    print(
-        f"Printed by `python -m experiments.gates` from the tables of `experiment={sources['experiment']}`, {seeds} policy"
-    )
-    print("seeds an arm, each with a reward model of its own; 95% intervals.\n")
+    print(f"Printed by `python -m experiments.gates` from the tables of `experiment={sources['experiment']}`: {seeds}")
+    print("policy seeds an arm, each with a reward model of its own; 95% intervals.\n")
     print("| gate | measured | |\n|---|---|---|")
     for gate in found:
         print(f"| {gate.claim} | {gate.measured} | {'holds' if gate.holds else '**fails**'} |")
