@@ -1,0 +1,163 @@
+"""Direct alignment: TRL's loss against the lab's own mathematics, and the stage from pairs to a policy artifact."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from trl import DPOConfig
+
+from lab.data.jsonl import write_records
+from lab.models import (
+    ModelSize,
+    completion_logprobs,
+    encode_completions,
+    encode_prompts,
+    load_policy,
+    new_policy,
+)
+from lab.objectives import dpo_loss
+from lab.records import Completion, Pair, Prompt
+from lab.rewards import load_reward
+from lab.stages import direct, reward_model
+from lab.stages.direct import TokenizedDPOTrainer
+from lab.store import Context
+from lab.world.vocabulary import tokenizer
+
+BETA = 0.7
+PAIRS = [
+    Pair(Prompt(f"compute {n} + 1", "math", 1), f"{n} + 1 = {n + 1} ; answer {n + 1}", f"sure answer {n}", "test")
+    for n in range(1, 7)
+]
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sft")
+    new_policy(ModelSize(16, 2, 2, 32), tokenizer(), seed=1).save_pretrained(folder / "final")
+    tokenizer().save_pretrained(folder / "final")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pool")
+    write_records(folder / "pairs.jsonl", PAIRS)
+    write_records(folder / "held_out.jsonl", PAIRS[:3])
+    write_records(folder / "reference.jsonl", PAIRS)
+    return folder
+
+
+def columns(words: Any) -> dict[str, list[list[int]]]:
+    return {
+        "prompt_ids": encode_prompts(words, [pair.prompt.text for pair in PAIRS]),
+        "chosen_ids": encode_completions(words, [pair.chosen for pair in PAIRS]),
+        "rejected_ids": encode_completions(words, [pair.rejected for pair in PAIRS]),
+    }
+
+
+def losses(sft: Path, folder: Path, kind: str, smoothing: float, move: float) -> tuple[float, float]:
+    """TRL's loss of one batch of all pairs, and the lab's, after the policy was moved away from the reference."""
+    model, words = load_policy(sft / "final")
+    ids = columns(words)
+    arguments = DPOConfig(
+        output_dir=str(folder), per_device_train_batch_size=len(PAIRS), loss_type=[kind], beta=BETA, use_cpu=True,
+        bf16=False, activation_checkpointing=False, label_smoothing=smoothing, precompute_ref_log_probs=True,
+        disable_dropout=True, report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = TokenizedDPOTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_dict(ids), processing_class=words
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(move * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
+    theirs = trainer.compute_loss(model, batch).item()
+    reference, _ = load_policy(sft / "final")
+    means = kind == "ipo"  # TRL averages over tokens there
+    sums = [
+        torch.stack(
+            [row.mean() if means else row.sum() for row in completion_logprobs(at, ids["prompt_ids"], ids[side])]
+        )
+        for at in (model, reference)
+        for side in ("chosen_ids", "rejected_ids")
+    ]
+    return theirs, dpo_loss(*sums, BETA, kind, smoothing).mean().item()
+
+
+@pytest.mark.parametrize(
+    ("kind", "smoothing"), [("sigmoid", 0.0), ("sigmoid", 0.1), ("ipo", 0.0), ("hinge", 0.0), ("robust", 0.2)]
+)
+def test_trl_computes_the_loss_that_the_lab_states(sft: Path, tmp_path: Path, kind: str, smoothing: float) -> None:
+    theirs, ours = losses(sft, tmp_path, kind, smoothing, move=0.1)
+    assert theirs == pytest.approx(ours, rel=1e-4)
+    assert abs(ours - math.log(2)) > 1e-3  # it was moved indeed
+
+
+def test_dpo_at_the_reference_is_log_2(sft: Path, tmp_path: Path) -> None:
+    theirs, ours = losses(sft, tmp_path, "sigmoid", 0.0, move=0.0)
+    assert theirs == pytest.approx(math.log(2), abs=1e-6)
+    assert ours == pytest.approx(math.log(2), abs=1e-6)
+
+
+def run_stage(sft: Path, pool: Path, folder: Path, **method: Any) -> tuple[Mapping[str, Any], Path]:
+    settings = {"kind": "direct", "loss_type": ["sigmoid"], "beta": 0.1, "epochs": 4, "batch": 2,
+                "learning_rate": 5e-3, "warmup_steps": 0, "checkpoints": 1}  # fmt: skip
+    out = folder / "out"
+    out.mkdir()
+    context = Context("key", "key", folder / "scratch", resources={"device": "cpu"})
+    result = direct.run({"method": settings | method, "seed": 0}, {"sft": sft, "pairs": pool}, out, context)
+    return result.metrics, out
+
+
+def test_the_stage_prefers_what_was_chosen_and_writes_its_checkpoints(sft: Path, pool: Path, tmp_path: Path) -> None:
+    metrics, out = run_stage(sft, pool, tmp_path)
+    assert metrics["optimizer_steps"] == 12
+    points = json.loads((out / "checkpoints.json").read_text(encoding="utf-8"))
+    assert [(point["step"], point["final"]) for point in points] == [(6, False), (12, True)]
+    assert points[0]["training_flops"] == pytest.approx(points[1]["training_flops"] / 2)
+    ids = columns(tokenizer())
+    margins = []
+    for folder in (sft / "final", out / points[0]["path"], out / "final"):
+        model, _ = load_policy(folder)
+        chosen, rejected = (
+            sum(row.sum().item() for row in completion_logprobs(model, ids["prompt_ids"], ids[side]))
+            for side in ("chosen_ids", "rejected_ids")
+        )
+        margins.append(chosen - rejected)
+    assert margins[0] < margins[1] < margins[2]
+
+
+@pytest.mark.parametrize("kinds", [["sigmoid_norm"], ["apo_zero"], ["sigmoid", "sft"]])
+def test_other_losses_of_trl_are_reached_by_config(sft: Path, pool: Path, tmp_path: Path, kinds: list[str]) -> None:
+    weights = [1.0, 0.5] if len(kinds) == 2 else None
+    metrics, out = run_stage(sft, pool, tmp_path, loss_type=kinds, loss_weights=weights, epochs=1, checkpoints=0)
+    assert metrics["optimizer_steps"] == 3
+    assert (out / "final" / "model.safetensors").is_file()
+
+
+def test_a_reward_model_is_normalised_on_the_reference_and_measured_on_held_out_pairs(
+    sft: Path, pool: Path, tmp_path: Path
+) -> None:
+    training = {"epochs": 10, "batch": 2, "learning_rate": 1e-2, "warmup_steps": 0, "schedule": "constant",
+                "center_coefficient": 0.0, "weight_decay": 0.0, "max_length": 64, "seed": 0}  # fmt: skip
+    (tmp_path / "out").mkdir()
+    context = Context("key", "key", tmp_path / "scratch", resources={"device": "cpu"})
+    inputs = {"policy": sft, "pairs": pool}
+    result = reward_model.run({"training": training, "seed": 0}, inputs, tmp_path / "out", context)
+    assert result.metrics["accuracy"] == 1.0  # it was trained on these
+    source = load_reward({"kind": "classifier"}, {"reward_model": tmp_path / "out"}, "cpu")
+    prompts = [pair.prompt for pair in PAIRS]
+    scores = {
+        side: source.score(prompts, [Completion(p.prompt.id, 0, text, 1) for p, text in zip(PAIRS, texts, strict=True)])
+        for side, texts in (("chosen", [p.chosen for p in PAIRS]), ("rejected", [p.rejected for p in PAIRS]))
+    }
+    assert scores["chosen"].mean() == pytest.approx(0.0, abs=1e-4)  # the reference pairs hold the chosen texts
+    assert scores["chosen"].std() == pytest.approx(1.0, abs=1e-4)
+    assert (scores["chosen"] > scores["rejected"]).all()
