@@ -63,15 +63,17 @@ def gates(summary: Mapping[str, Any], accuracies: Sequence[float]) -> list[Gate]
                 line["gold_delta_low"] > 0,
             )
         )
-    held, loose = table["ppo_rm", "all"], table["ppo_rm_low_kl", "all"]
+    pairs = _by_seed(summary, "ppo_rm", "ppo_rm_low_kl")
     found.append(
         Gate(
-            "The same PPO with a tenth of the KL coefficient is hacked: proxy up, gold down, intervals apart",
-            f"proxy {held['proxy']:.2f} -> {loose['proxy']:.2f}; "
-            f"gold {held['gold']:.3f} {_interval(held, 'gold', '.3f')} "
-            f"-> {loose['gold']:.3f} {_interval(loose, 'gold', '.3f')}; "
-            f"KL {held['kl_nats']:.1f} -> {loose['kl_nats']:.1f} nats",
-            loose["proxy"] > held["proxy"] and loose["gold_high"] < held["gold_low"],
+            "The same PPO with a tenth of the KL coefficient is hacked: on every seed, proxy up and gold down",
+            "; ".join(
+                f"seed {seed}: proxy {held['proxy']:.2f} -> {loose['proxy']:.2f}, gold {held['gold']:.2f} -> "
+                f"{loose['gold']:.2f}, KL {held['kl_nats']:.1f} -> {loose['kl_nats']:.1f} nats"
+                for seed, (held, loose) in pairs.items()
+            ),
+            len(pairs) > 1
+            and all(loose["proxy"] > held["proxy"] and loose["gold"] < held["gold"] for held, loose in pairs.values()),
         )
     )
     found.append(
@@ -90,6 +92,15 @@ def gates(summary: Mapping[str, Any], accuracies: Sequence[float]) -> list[Gate]
         )
     )
     return found
+
+
+def _by_seed(summary: Mapping[str, Any], *arms: str) -> dict[int, tuple[Line, ...]]:
+    """The lines of several arms over all domains, for every seed that all of them have."""
+    lines = {(line["arm"], line["seed"]): line for line in summary["seeds"] if line["domain"] == "all"}
+    seeds = sorted({seed for _, seed in lines})
+    return {
+        seed: tuple(lines[arm, seed] for arm in arms) for seed in seeds if all((arm, seed) in lines for arm in arms)
+    }
 
 
 def _interval(line: Line, name: str, style: str) -> str:
