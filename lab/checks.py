@@ -51,6 +51,9 @@ DIRECT_LOSSES = (
 )
 """The values of ``loss_type`` in TRL 1.16's ``DPOConfig``; repeated here because importing TRL takes seconds."""
 
+SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
+"""Those that read ``label_smoothing``; TRL 1.16's sigmoid takes it in silence and does nothing with it."""
+
 JSONL_VERIFIERS = ("gsm8k", "math", "ifeval")
 """Rule verifiers that can judge a row of a JSONL file; the world's own need the world's prompts."""
 
@@ -81,6 +84,7 @@ ZERO_OR_MORE = {
     "reward_warmup",
     "rl_warmup",
     "save_every",
+    "save_steps",
     "seed",
     "sft_warmup",
     "temperature",
@@ -221,12 +225,13 @@ def _check_training(config: LabConfig) -> None:
         raise ConfigError(
             f"preferences.samples_per_prompt: a pair needs 2 samples, got {preferences.samples_per_prompt}"
         )
-    possible = config.data.counts.preference * comb(preferences.samples_per_prompt, 2)
+    candidates = preferences.samples_per_prompt + preferences.demonstrations
+    possible = config.data.counts.preference * comb(candidates, 2)
     if preferences.pairs + preferences.held_out > possible:
         raise ConfigError(
             f"preferences.pairs: {preferences.pairs} and {preferences.held_out} held out are more than the {possible} "
             f"that {config.data.counts.preference} prompts (data.counts.preference) with "
-            f"{preferences.samples_per_prompt} samples each can give"
+            f"{candidates} completions each can give"
         )
     _check_batch("reward_model", config.reward_model, preferences.pairs)
     evaluation = config.evaluation
@@ -279,6 +284,11 @@ def _check_losses(path: str, method: DirectMethod) -> None:
     if method.loss_weights is not None and len(method.loss_weights) != len(method.loss_type):
         raise ConfigError(
             f"{path}.loss_weights: {len(method.loss_weights)} weights for {len(method.loss_type)} losses in loss_type"
+        )
+    if method.label_smoothing and not set(method.loss_type) & set(SMOOTHED_LOSSES):
+        raise ConfigError(
+            f"{path}.label_smoothing: {method.label_smoothing} would be ignored: none of {', '.join(method.loss_type)} "
+            f"reads it (those that do: {', '.join(SMOOTHED_LOSSES)})"
         )
     if "robust" in method.loss_type and method.label_smoothing >= 0.5:
         raise ConfigError(f"{path}.label_smoothing: the robust loss needs less than 0.5, got {method.label_smoothing}")

@@ -359,6 +359,7 @@ class RunConfig:
     dtype: str
     resamples: int
     batch: int = 256  # rows per forward pass when sampling or scoring
+    save_steps: int = 500  # optimizer steps between resumable checkpoints, but for online training; 0: none
     hub_offline: bool = True
 
 

@@ -111,6 +111,7 @@ class _Builder:
             self._training(config.sft.examples * config.sft.epochs),
             threads=config.run.base_threads,
             micro_batch=config.sft.micro_batch,
+            save_every=config.run.save_steps,
         )
         self.pairs = self._step(
             "preferences",
@@ -163,6 +164,7 @@ class _Builder:
                 self._training(model.base.examples * model.base.epochs),
                 threads=self.config.run.base_threads,
                 micro_batch=model.base.micro_batch,
+                save_every=self.config.run.save_steps,
             )
         settings: dict[str, str] = {"kind": model.kind}
         if isinstance(model, CheckpointModel):
@@ -184,6 +186,7 @@ class _Builder:
             f"reward model, seed {own}",
             self._training(2 * self.config.preferences.pairs * settings.epochs),
             micro_batch=settings.micro_batch,
+            save_every=self.config.run.save_steps,
         )
 
     # -- arms
@@ -240,6 +243,7 @@ class _Builder:
                     label,
                     self._training(method.training.examples * method.training.epochs),
                     micro_batch=method.training.micro_batch,
+                    save_every=self.config.run.save_steps,
                 )  # fmt: skip
             case DirectMethod():
                 return self._step(
@@ -249,6 +253,7 @@ class _Builder:
                     label,
                     self._training(2 * self.config.preferences.pairs * method.epochs),
                     micro_batch=method.micro_batch,
+                    save_every=self.config.run.save_steps,
                 )
             case OnlineMethod():
                 assert arm.reward is not None  # lab.checks has refused it

@@ -124,8 +124,11 @@ def evenly(steps: int, count: int) -> list[int]:
     return sorted({max(1, round(steps * (i + 1) / (count + 1))) for i in range(count)} - {steps})
 
 
-def train(trainer: Any, context: Context) -> None:
-    """Run a trainer, from its last resumable checkpoint if this step was interrupted before."""
+def train(trainer: Any, context: Context) -> str | None:
+    """Run a trainer, from its last resumable checkpoint if this step was interrupted before: its name, else None.
+
+    Raises DivergedError if the mean loss is not finite.
+    """
     last = get_last_checkpoint(str(context.scratch)) if context.scratch.is_dir() else None
     if last is not None and not (Path(last) / "trainer_state.json").is_file():
         shutil.rmtree(last)  # a save that was cut off
@@ -134,6 +137,7 @@ def train(trainer: Any, context: Context) -> None:
     loss = trainer.state.log_history[-1].get("train_loss", 0.0) if trainer.state.log_history else 0.0
     if not math.isfinite(loss):
         raise DivergedError(f"the mean training loss is {loss}")
+    return None if last is None else Path(last).name
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:

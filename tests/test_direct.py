@@ -91,9 +91,7 @@ def losses(sft: Path, folder: Path, kind: str, smoothing: float, move: float) ->
     return theirs, dpo_loss(*sums, BETA, kind, smoothing).mean().item()
 
 
-@pytest.mark.parametrize(
-    ("kind", "smoothing"), [("sigmoid", 0.0), ("sigmoid", 0.1), ("ipo", 0.0), ("hinge", 0.0), ("robust", 0.2)]
-)
+@pytest.mark.parametrize(("kind", "smoothing"), [("sigmoid", 0.0), ("ipo", 0.0), ("hinge", 0.0), ("robust", 0.2)])
 def test_trl_computes_the_loss_that_the_lab_states(sft: Path, tmp_path: Path, kind: str, smoothing: float) -> None:
     theirs, ours = losses(sft, tmp_path, kind, smoothing, move=0.1)
     assert theirs == pytest.approx(ours, rel=1e-4)
@@ -132,6 +130,28 @@ def test_the_stage_prefers_what_was_chosen_and_writes_its_checkpoints(sft: Path,
         )
         margins.append(chosen - rejected)
     assert margins[0] < margins[1] < margins[2]
+
+
+def test_an_interrupted_training_goes_on_and_ends_the_same(sft: Path, pool: Path, tmp_path: Path) -> None:
+    method = {"kind": "direct", "loss_type": ["sigmoid"], "beta": 0.1, "epochs": 2, "batch": 2, "learning_rate": 5e-3,
+              "warmup_steps": 0}  # fmt: skip
+
+    def run(name: str, scratch: str, stop_at: int = 0) -> Path:
+        def progress(done: int, total: int, note: str = "") -> None:
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        (tmp_path / name).mkdir()
+        resources = {"device": "cpu", "save_every": 2}
+        context = Context("key", "key", tmp_path / scratch, progress, resources)
+        result = direct.run({"method": method, "seed": 0}, {"sft": sft, "pairs": pool}, tmp_path / name, context)
+        assert (result.resumed_from is not None) == (scratch == "cut" and name == "second")
+        return tmp_path / name / "final" / "model.safetensors"
+
+    whole = run("whole", "uncut")
+    with pytest.raises(KeyboardInterrupt):
+        run("first", "cut", stop_at=5)
+    assert run("second", "cut").read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("kinds", [["sigmoid_norm"], ["apo_zero"], ["sigmoid", "sft"]])

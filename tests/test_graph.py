@@ -44,7 +44,7 @@ def test_a_policy_seed_does_not_fork_the_checkpoint_the_pool_or_another_seed() -
 
 @pytest.mark.parametrize(
     "how",
-    ["run.device=cpu", "run.workers=7", "run.batch=3", "run.base_threads=1", "sizes.micro_batch=4",
+    ["run.device=cpu", "run.workers=7", "run.batch=3", "run.save_steps=7", "run.base_threads=1", "sizes.micro_batch=4",
      "sizes.save_every=1", "run.store=/elsewhere", "evaluation.pass_k=1"],
 )  # fmt: skip
 def test_how_to_run_is_no_part_of_identity(how: str) -> None:
@@ -94,3 +94,9 @@ def test_a_checkpoint_is_identified_by_its_files_and_not_by_its_place(tmp_path: 
     assert folder_digest(tmp_path / "a") == folder_digest(tmp_path / "b")
     (tmp_path / "b" / "config.json").write_text("{ }")
     assert folder_digest(tmp_path / "a") != folder_digest(tmp_path / "b")
+
+
+def test_smoothing_that_trl_would_ignore_is_refused() -> None:
+    with pytest.raises(ConfigError, match="label_smoothing: 0.1 would be ignored"):
+        config("arms.dpo.method.label_smoothing=0.1")
+    assert config("arms.dpo.method.label_smoothing=0.1", "arms.dpo.method.loss_type=[robust]").arms["dpo"]

@@ -68,7 +68,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         processing_class=tokenizer,
         callbacks=[Listener(context, out, snapshots, lambda path: save_model(model, tokenizer, path))],
     )
-    train(trainer, context)
+    resumed_from = train(trainer, context)
     save_model(model, tokenizer, out / "final")
 
     read = sum(2 * len(a) + len(b) + len(c) for a, b, c in zip(*columns.values(), strict=True))
@@ -84,4 +84,4 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
             for step, path, final in points
         ],
     )  # fmt: skip
-    return StageResult(Ledger(training_flops=flops), {"optimizer_steps": total, "pairs": len(pairs)})
+    return StageResult(Ledger(training_flops=flops), {"optimizer_steps": total, "pairs": len(pairs)}, resumed_from)

@@ -64,7 +64,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         callbacks=[Listener(context, out)],
     )
     model.train()
-    train(trainer, context)
+    resumed_from = train(trainer, context)
     model.eval()
     save_model(model, tokenizer, out / "final")
 
@@ -81,7 +81,8 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     (out / "accuracy.json").write_text(json.dumps(accuracy, indent=1) + "\n", encoding="utf-8")
     tokens = sum(len(chosen[i]) + len(rejected[i]) for i in kept)
     flops = training_flops(parameter_count(model), tokens * training["epochs"])
-    return StageResult(Ledger(training_flops=flops), {**accuracy, **normalisation, "too_long": len(pairs) - len(kept)})
+    metrics = {**accuracy, **normalisation, "too_long": len(pairs) - len(kept)}
+    return StageResult(Ledger(training_flops=flops), metrics, resumed_from)
 
 
 def _accuracy(pairs: Sequence[Pair], chosen: np.ndarray, rejected: np.ndarray) -> dict[str, Any]:

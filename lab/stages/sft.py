@@ -89,7 +89,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         model=model, args=arguments, train_dataset=dataset, processing_class=tokenizer, callbacks=[listener]
     )
     model.train()
-    train(trainer, context)
+    resumed_from = train(trainer, context)
     save_model(model, tokenizer, out / "final")
 
     flops = training_flops(parameter_count(model), tokens)
@@ -105,4 +105,4 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     )  # fmt: skip
     loss = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     metrics = {"optimizer_steps": total, "tokens": tokens, "last_loss": loss[-1] if loss else None}
-    return StageResult(Ledger(demonstrations=len(chosen), training_flops=flops), metrics)
+    return StageResult(Ledger(demonstrations=len(chosen), training_flops=flops), metrics, resumed_from)
