@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -164,3 +165,13 @@ def test_one_domain_one_seed_no_curves_no_costs_no_proxy_still_draws(tmp_path: P
 def test_a_table_without_its_aggregate_is_refused(whole: tables.Comparison) -> None:
     with pytest.raises(ValueError, match="no lines of domain 'all'"):
         headline(whole.table[whole.table.domain == "math"], whole.seeds, whole.curves, arms={})
+
+
+def test_equal_values_still_have_a_readable_axis(whole: tables.Comparison) -> None:
+    flat = dataclasses.replace(
+        whole,
+        table=whole.table.assign(gold=0.0, gold_low=0.0, gold_high=0.0),
+        seeds=whole.seeds.assign(gold=0.0),
+    )
+    widths = [axes.get_xlim()[1] - axes.get_xlim()[0] for axes in draw(flat).axes]
+    assert min(widths) >= 0.02

@@ -171,7 +171,7 @@ def _limits(picture: _Picture, domains: list[str]) -> tuple[float, float]:
     lines = picture.table[picture.table.domain.isin(domains)]
     points = picture.seeds.gold[picture.seeds.domain.isin(domains)]
     low, high = min(lines.gold_low.min(), points.min()), max(lines.gold_high.max(), points.max())
-    margin = 0.06 * max(high - low, 1e-6)
+    margin = max(0.06 * (high - low), 0.01)  # all equal: a readable axis all the same
     return low - margin, high + margin
 
 
