@@ -124,6 +124,16 @@ def evenly(steps: int, count: int) -> list[int]:
     return sorted({max(1, round(steps * (i + 1) / (count + 1))) for i in range(count)} - {steps})
 
 
+def points_along(snapshots: Sequence[int], total: int, flops: float) -> list[dict[str, Any]]:
+    """The checkpoints of a training that generates nothing and spends its ``flops`` evenly over ``total`` steps."""
+    places = [(step, f"checkpoints/step-{step:06d}", False) for step in snapshots] + [(total, "final", True)]
+    return [
+        {"step": step, "path": path, "final": final, "training_flops": flops * step / total,
+         "prompt_tokens": 0, "generated_tokens": 0}
+        for step, path, final in places
+    ]  # fmt: skip
+
+
 def train(trainer: Any, context: Context) -> str | None:
     """Run a trainer, from its last resumable checkpoint if this step was interrupted before: its name, else None.
 

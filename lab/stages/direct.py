@@ -15,7 +15,7 @@ from lab.data.jsonl import read_pairs
 from lab.models import encode_completions, encode_prompts, load_policy, parameter_count, pick_device
 from lab.records import Ledger, derive_seed
 from lab.store import Context, StageResult
-from lab.training import Listener, evenly, save_model, train, trainer_arguments, write_checkpoints
+from lab.training import Listener, evenly, points_along, save_model, train, trainer_arguments, write_checkpoints
 from lab.typed import plain
 
 
@@ -75,13 +75,5 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     parameters = parameter_count(model)
     flops = training_flops(parameters, read * method.epochs) + forward_flops(parameters, read)  # + the reference, once
     total = trainer.state.global_step
-    points = [(step, f"checkpoints/step-{step:06d}", False) for step in snapshots] + [(total, "final", True)]
-    write_checkpoints(
-        out,
-        [
-            {"step": step, "path": path, "final": final, "training_flops": flops * step / total,
-             "prompt_tokens": 0, "generated_tokens": 0}
-            for step, path, final in points
-        ],
-    )  # fmt: skip
+    write_checkpoints(out, points_along(snapshots, total, flops))
     return StageResult(Ledger(training_flops=flops), {"optimizer_steps": total, "pairs": len(pairs)}, resumed_from)

@@ -26,7 +26,16 @@ from lab.models import (
 )
 from lab.records import Demonstration, Ledger, derive_seed
 from lab.store import Context, StageResult
-from lab.training import Listener, batch_order, evenly, save_model, train, trainer_arguments, write_checkpoints
+from lab.training import (
+    Listener,
+    batch_order,
+    evenly,
+    points_along,
+    save_model,
+    train,
+    trainer_arguments,
+    write_checkpoints,
+)
 
 
 def token_dataset(demonstrations: list[Demonstration], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -94,15 +103,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
 
     flops = training_flops(parameter_count(model), tokens)
     total = trainer.state.global_step
-    points = [(step, f"checkpoints/step-{step:06d}", False) for step in snapshots] + [(total, "final", True)]
-    write_checkpoints(
-        out,
-        [
-            {"step": step, "path": path, "final": final, "training_flops": flops * step / total,
-             "prompt_tokens": 0, "generated_tokens": 0}
-            for step, path, final in points
-        ],
-    )  # fmt: skip
+    write_checkpoints(out, points_along(snapshots, total, flops))
     loss = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     metrics = {"optimizer_steps": total, "tokens": tokens, "last_loss": loss[-1] if loss else None}
     return StageResult(Ledger(demonstrations=len(chosen), training_flops=flops), metrics, resumed_from)
