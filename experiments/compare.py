@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lab.config import ArmConfig, BestOfNMethod, DirectMethod, LabConfig
+from lab.config import ArmConfig, BestOfNMethod, DirectMethod, LabConfig, OnlineMethod
 from lab.execute import Outcome, execute
 from lab.graph import FLOPS_PER_SECOND, ArmRun, Graph, build_graph, seeds_of
 from lab.plan import Plan, Step
@@ -171,7 +171,8 @@ def ledger(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> Ledger
 
 def _uses_reward_model(arm: ArmConfig) -> bool:
     paid = arm.reward is not None and arm.reward.kind == "classifier"
-    return paid or isinstance(arm.method, BestOfNMethod)
+    started = isinstance(arm.method, OnlineMethod) and arm.method.critic_initial == "reward_model"
+    return paid or started or isinstance(arm.method, BestOfNMethod)
 
 
 def _upfront_flops(store: Store, graph: Graph, arm: ArmConfig, built: list[ArmRun], name: str) -> float:
