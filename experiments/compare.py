@@ -65,7 +65,7 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
             f"no table: the arm {baseline!r}, from which all differences are measured, did not finish", file=sys.stderr
         )
         return 1
-    assert_comparable({f"{run.arm}, seed {run.seed}": provenance(config, graph, store, run) for run in built})
+    assert_comparable({f"{run.arm}, seed {run.seed}": provenance(graph, store, run) for run in built})
     rows = read_rows([store.load(run.evaluation.key).path / "rows.parquet" for run in built])
     path = folder / "rows.parquet"
     rows.to_parquet(path.with_suffix(".tmp"), index=False, compression="zstd")
@@ -133,7 +133,7 @@ def styles(arms: Mapping[str, ArmConfig]) -> dict[str, Any]:
     }
 
 
-def provenance(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> dict[str, Any]:
+def provenance(graph: Graph, store: Store, run: ArmRun) -> dict[str, Any]:
     """What a comparison must share: from the manifests of what was built, not from the plan."""
     manifest = store.manifest(run.evaluation.key)
     inputs = manifest["inputs"]

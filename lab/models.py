@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,6 +114,17 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
+def _loading(dtype: str, device: torch.device) -> dict[str, Any]:
+    """How checkpoints are read: from this disk, safetensors alone, none of its own code, saying what is missing."""
+    return {
+        "dtype": pick_dtype(dtype, device),
+        "local_files_only": True,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
+
+
 def load_policy(
     path: Path, device: str | torch.device = "cpu", dtype: str = "float32"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -125,11 +137,7 @@ def load_policy(
     tokenizer = load_tokenizer(path)
     model, report = AutoModelForCausalLM.from_pretrained(
         str(path),
-        dtype=pick_dtype(dtype, target),
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
+        **_loading(dtype, target),
     )
     if report["missing_keys"]:
         raise ValueError(f"{path}: weights are missing for {', '.join(sorted(report['missing_keys'])[:3])}")
@@ -153,11 +161,7 @@ def load_classifier(
     tokenizer = load_tokenizer(path)
     model, report = AutoModelForSequenceClassification.from_pretrained(
         str(path),
-        dtype=pick_dtype(dtype, target),
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
+        **_loading(dtype, target),
         **({} if new_head_seed is None else {"num_labels": 1}),
     )
     if model.config.num_labels != 1:

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from lab.artifact import finite
 from lab.store import Context
 
 
@@ -63,11 +64,6 @@ def trainer_arguments(config: Mapping[str, Any], context: Context, device: torch
     }
 
 
-def finite(value: Any) -> Any:
-    """A logged value fit for JSON: numbers that are not finite become None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class Listener(TrainerCallback):
     """Writes the trace as it goes, reports progress, snapshots the policy, and stops on a loss that is not finite."""
 
@@ -87,7 +83,7 @@ class Listener(TrainerCallback):
         for name in ("loss", "grad_norm"):
             if name in logs and not math.isfinite(float(logs[name])):
                 raise DivergedError(f"{name} is {logs[name]} at optimizer step {state.global_step}")
-        line = {"step": state.global_step, **{key: finite(value) for key, value in logs.items()}}
+        line = {"step": state.global_step, **finite(logs)}
         with self.trace.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
+from lab.artifact import finite
 from lab.config import OnlineMethod
 from lab.costs import forward_flops, training_flops
 from lab.models import encode_prompt, load_tokenizer, parameter_count
@@ -56,7 +57,7 @@ from lab.online.rollouts import (
 from lab.records import Completion, Prompt, derive_seed
 from lab.rewards import RewardSource
 from lab.sampling import sample
-from lab.training import DivergedError, finite
+from lab.training import DivergedError
 from lab.trl_private import require_unmoved
 
 LOGPROB_TOLERANCE_NATS = 1e-3
@@ -400,7 +401,7 @@ class OnlineTrainer(GRPOTrainer):
         row["clip_fraction"] = _mean(metrics["clip_ratio/region_mean"])
         row["value_loss"] = _mean(self.value_losses) if self.critic is not None else None
         row |= {**asdict(self.totals), "seconds": time.perf_counter() - self.started}
-        self.trace.append({name: finite(value) for name, value in row.items()})
+        self.trace.append(finite(row))
         metrics.clear()
         self.value_losses.clear()
         if self.method.kl_controller == "adaptive":
