@@ -43,13 +43,15 @@ def _expected(path: str, what: str, value: Any) -> ConfigError:
     return ConfigError(f"{path}: expected {what}, got {value!r}")
 
 
-def build(kind: type[T], value: Any, path: str = "") -> T:
+def build(kind: type[T] | Any, value: Any, path: str = "") -> T:
     """A frozen ``kind`` from a plain mapping.
 
     Raises ConfigError naming the full key path for unknown keys (with the nearest known one), missing keys, wrong
     types, numbers that are not finite, and values outside a Literal. Strings are never read as numbers: a quoted
     ``"1e-5"`` is an error, not a surprise later.
     """
+    if typing.get_origin(kind) in (Union, types.UnionType):  # one of several dataclasses, by its ``kind``
+        return typing.cast(T, _convert_union(typing.get_args(kind), value, path))
     if not isinstance(value, Mapping):
         raise _expected(path or "config", "a mapping", value)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -100,7 +102,7 @@ def _convert_union(options: Sequence[Any], value: Any, path: str) -> Any:
     rest = [option for option in options if option is not type(None)]
     if len(rest) == 1:
         return _convert(rest[0], value, path)
-    kinds = {typing.get_args(_hints(option)["kind"])[0]: option for option in rest}
+    kinds = {name: option for option in rest for name in typing.get_args(_hints(option)["kind"])}
     if not isinstance(value, Mapping):
         raise _expected(path, "a mapping", value)
     if "kind" not in value:
