@@ -51,6 +51,7 @@ class Judgement:
     correct: float | None
     style: float | None
     verdict: str | None
+    extracted: str | None = None  # the answer that the verifier read
 
 
 @dataclass(frozen=True)
@@ -142,16 +143,16 @@ def judge(answers: Sequence[Answer], gold: str) -> list[Judgement]:
     judgements = []
     for index, one in enumerate(answers):
         verdict = verdicts.get(index)
-        outcome = None if verdict is None else verdict.outcome.value
+        outcome, extracted = (None, None) if verdict is None else (verdict.outcome.value, verdict.extracted)
         match gold:
             case "world":
                 from lab.world.gold import utility
 
                 parts = utility(one.prompt, one.completion.text, one.completion.truncated)
-                judgements.append(Judgement(parts.total, parts.correct, parts.style, outcome))
+                judgements.append(Judgement(parts.total, parts.correct, parts.style, outcome, extracted))
             case "verifier" if verdict is not None:
                 failed = verdict.outcome in (Outcome.TIMEOUT, Outcome.ERROR)
-                judgements.append(Judgement(float("nan") if failed else float(verdict.correct), None, None, outcome))
+                judgements.append(Judgement(float("nan") if failed else float(verdict.correct), None, None, outcome, extracted))
             case "verifier":
                 raise ValueError(f"prompt {one.prompt.id}: no verifier, so nothing says whether an answer is good")
             case _:
@@ -159,13 +160,15 @@ def judge(answers: Sequence[Answer], gold: str) -> list[Judgement]:
     return judgements
 
 
-def proxy_scores(answers: Sequence[Answer], inputs: Mapping[str, Path], device: torch.device) -> list[float | None]:
-    """Scores of the comparison's reward model, None without one (or where it cannot score)."""
-    if "reward_model" not in inputs or not answers:
+def proxy_scores(
+    answers: Sequence[Answer], reward: Mapping[str, Any] | None, inputs: Mapping[str, Path], device: torch.device
+) -> list[float | None]:
+    """Scores of the run's proxy, a plain RewardConfig and its inputs; None without one (or where it cannot score)."""
+    if reward is None or not answers:
         return [None] * len(answers)
     from lab.rewards import load_reward
 
-    source = load_reward({"kind": "classifier"}, {"reward_model": inputs["reward_model"]}, device)
+    source = load_reward(reward, inputs, device)
     scores = source.score([one.prompt for one in answers], [one.completion for one in answers])
     return [None if np.isnan(score) else float(score) for score in scores]
 

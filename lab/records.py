@@ -83,6 +83,7 @@ class Pair:
     annotator: str
     chosen_truncated: bool = False
     rejected_truncated: bool = False
+    strength: float = 0.0  # how much better, as the annotator states it (0: not stated)
 
 
 class Outcome(str, Enum):
@@ -115,6 +116,9 @@ class Ledger:
     verifier_calls: int = 0
     gold_looks: int = 0
     demonstrations: int = 0
+    ratings: int = 0  # of single attributes of a completion
+    step_labels: int = 0  # of single steps of a completion
+    judge_calls: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     training_flops: float = 0.0

@@ -5,10 +5,12 @@ missing and mistyped keys raise ``ConfigError`` naming the key and the nearest v
 """
 
 from lab.config.data import (
+    AnyPreferences,
     CountsConfig,
     DataConfig,
     DemonstratorConfig,
     JsonlData,
+    PairsFileConfig,
     PreferencesConfig,
     WorldData,
 )
@@ -66,12 +68,12 @@ from lab.config.root import (
 from lab.typed import ConfigError, build, nearest, plain
 
 __all__ = [
-    "ArmConfig", "BackboneConfig", "BenchmarkConfig", "BestOfNMethod", "CandidateConfig", "CheckpointBackbone",
+    "AnyPreferences", "ArmConfig", "BackboneConfig", "BenchmarkConfig", "BestOfNMethod", "CandidateConfig", "CheckpointBackbone",
     "CheckpointModel", "ClassifierSource", "ConfigError", "ContinuedMethod", "CountsConfig", "DataConfig",
     "DemonstratorConfig", "DirectMethod", "EndpointJudge", "EnsembleSource", "EvaluationConfig", "ImplicitSource",
     "JsonlData", "JudgeConfig", "JudgeSource", "LabConfig", "LocalJudge", "MethodConfig", "MixtureSource", "ModelConfig",
     "MultiObjectiveConfig", "MultiObjectiveSource", "NoMethod", "OnlineMethod", "OutcomeSource", "PackagedBackbone",
-    "PackagedModel", "PartConfig", "PolicyBackbone", "PreferencesConfig", "ProcessSource", "RewardConfig",
+    "PackagedModel", "PairsFileConfig", "PartConfig", "PolicyBackbone", "PreferencesConfig", "ProcessSource", "RewardConfig",
     "RewardModelConfig", "RunConfig", "ScaleConfig", "SimpleSource", "SizeConfig", "SizesConfig", "SupervisedConfig",
     "TokenRewardConfig", "WorldBackbone", "WorldData", "WorldJudge", "WorldModel", "build", "nearest", "plain",
 ]  # fmt: skip

@@ -66,6 +66,7 @@ class PreferencesConfig:
     round; length_bias: utility an annotator grants per 10 further words. labels "verifier" prefers correct over wrong.
     """
 
+    kind: Literal["sampled"]
     pairs: int
     samples_per_prompt: int
     labels: Literal["annotator", "verifier"]
@@ -77,3 +78,22 @@ class PreferencesConfig:
     sampling_temperature: float = 1.0
     demonstrations: bool = False  # the data's own answer joins the samples (JSONL only)
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class PairsFileConfig:
+    """Preference pairs as somebody else stated them, from a local file (``lab.data.preference_files``).
+
+    held_out: share of the prompts kept to measure a reward model by; limit: at most so many training pairs (0: all).
+    """
+
+    kind: Literal["file"]
+    path: str
+    format: Literal["pairs", "hh", "instruction"]
+    held_out: float = 0.15
+    limit: int = 0
+    max_characters: int = 4000
+    seed: int = 0
+
+
+AnyPreferences = Union[PreferencesConfig, PairsFileConfig]  # noqa: UP007

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lab.config.data import DataConfig, PreferencesConfig
+from lab.config.data import AnyPreferences, DataConfig
 from lab.config.methods import MethodConfig
 from lab.config.models import ModelConfig, SupervisedConfig
 from lab.config.rewards import RewardConfig, RewardModelConfig
@@ -145,7 +145,7 @@ class LabConfig:
     model: ModelConfig
     data: DataConfig
     sft: SupervisedConfig
-    preferences: PreferencesConfig
+    preferences: AnyPreferences
     reward_model: RewardModelConfig
     evaluation: EvaluationConfig
     benchmark: BenchmarkConfig

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lab.records import Demonstration, Pair, Prompt
+from lab.records import Completion, Demonstration, Pair, Prompt
 
 MAX_ROW_BYTES = 16 << 20
 Record = TypeVar("Record", Prompt, Pair, Demonstration)
@@ -103,6 +103,23 @@ def write_records(path: Path, records: Iterable[Prompt | Pair | Demonstration]) 
     return write_rows(path, (_to_row(record) for record in records))
 
 
+def write_samples(path: Path, samples: Iterable[tuple[Prompt, Completion]]) -> int:
+    """Write completions with their prompts, one a line; returns how many."""
+    return write_rows(
+        path,
+        (
+            {"prompt": _to_row(prompt), "sample": one.sample, "text": one.text, "length": one.length,
+             "truncated": one.truncated}
+            for prompt, one in samples
+        ),
+    )  # fmt: skip
+
+
+def read_samples(path: Path) -> list[tuple[Prompt, Completion]]:
+    """The completions of a file that `write_samples` wrote. Raises JsonlError."""
+    return list(_read(path, _sample))
+
+
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a file that `write_records` wrote. Raises JsonlError."""
     return list(_read(path, _prompt))
@@ -138,6 +155,7 @@ def _to_row(record: Prompt | Pair | Demonstration) -> dict[str, Any]:
                 "annotator": record.annotator,
                 "chosen_truncated": record.chosen_truncated,
                 "rejected_truncated": record.rejected_truncated,
+                "strength": record.strength,
             }
 
 
@@ -165,15 +183,32 @@ def _demonstration(path: Path, line: int, row: Mapping[str, Any]) -> Demonstrati
 
 def _pair(path: Path, line: int, row: Mapping[str, Any]) -> Pair:
     texts, flags = ("chosen", "rejected", "annotator"), ("chosen_truncated", "rejected_truncated")
-    _check_keys(path, line, row, ("prompt", *texts, *flags))
-    truncated = []
-    for key in flags:
-        flag = row.get(key, False)
-        if not isinstance(flag, bool):
-            raise JsonlError(f"{path}:{line}: key '{key}': expected true or false, got {shorten(flag)}")
-        truncated.append(flag)
+    _check_keys(path, line, row, ("prompt", *texts, *flags, "strength"))
+    truncated = [_flag(path, line, row, key) for key in flags]
     chosen, rejected, annotator = (text_at(path, line, row, key) for key in texts)
-    return Pair(_inner_prompt(path, line, row), chosen, rejected, annotator, truncated[0], truncated[1])
+    strength = row.get("strength", 0.0)
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+        raise JsonlError(f"{path}:{line}: key 'strength': expected a number, got {shorten(strength)}")
+    return Pair(
+        _inner_prompt(path, line, row), chosen, rejected, annotator, truncated[0], truncated[1], float(strength)
+    )
+
+
+def _sample(path: Path, line: int, row: Mapping[str, Any]) -> tuple[Prompt, Completion]:
+    _check_keys(path, line, row, ("prompt", "sample", "text", "length", "truncated"))
+    prompt = _inner_prompt(path, line, row)
+    numbers = [value_at(path, line, row, key) for key in ("sample", "length")]
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
+        raise JsonlError(f"{path}:{line}: keys 'sample', 'length': expected integers, got {shorten(numbers)}")
+    truncated = _flag(path, line, row, "truncated")
+    return prompt, Completion(prompt.id, numbers[0], text_at(path, line, row, "text"), numbers[1], truncated)
+
+
+def _flag(path: Path, line: int, row: Mapping[str, Any], key: str) -> bool:
+    flag = row.get(key, False)
+    if not isinstance(flag, bool):
+        raise JsonlError(f"{path}:{line}: key '{key}': expected true or false, got {shorten(flag)}")
+    return flag
 
 
 # ---------------------------------------------------------------- checks

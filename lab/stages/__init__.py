@@ -31,6 +31,24 @@ def run_stage(
             from lab.stages.direct import run
         case "online":
             from lab.stages.online import run
+        case "multi_objective":
+            from lab.stages.multi_objective import run
+        case "token_rewards":
+            from lab.stages.token_rewards import run
+        case "judge":
+            from lab.stages.judge import run
+        case "normalise":
+            from lab.stages.normalise import run
+        case "pairs_file":
+            from lab.stages.pairs_file import run
+        case "benchmark_set":
+            from lab.stages.benchmark_set import run
+        case "benchmark":
+            from lab.stages.benchmark import run
+        case "pool":
+            from lab.stages.pool import run
+        case "score":
+            from lab.stages.score import run
         case "best_of_n":
             from lab.stages.best_of_n import run
         case "evaluate":

@@ -36,8 +36,8 @@ from lab.store import Context, StageResult
 
 def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
     """Config: ``arm``, ``seed`` (of its training), ``evaluation`` (EvaluationConfig, and optionally ``curve_prompts``,
-    prompts a domain at checkpoints along the way, 0 for all), ``gold`` ("world" or "verifier"), optional ``run``.
-    Inputs: "policy", "reference" (the SFT policy), "prompts", optional "reward_model".
+    prompts a domain at checkpoints along the way, 0 for all), ``gold`` ("world" or "verifier"), optional ``run``, optional
+    ``proxy`` (RewardConfig). Inputs: "policy", "reference" (the SFT policy), "prompts", and what the proxy needs.
 
     Writes ``rows.parquet``. KL on greedy answers is that along the greedy path: no estimate of the sequence KL. At a
     temperature other than 1 the KL is still that of the policies at temperature 1. Raises ValueError on
@@ -113,7 +113,7 @@ def _rows(
     hardware: Hardware,
 ) -> list[EvalRow]:
     judgements = judge(answers, config["gold"])
-    proxies = proxy_scores(answers, inputs, hardware.device)
+    proxies = proxy_scores(answers, config.get("proxy"), inputs, hardware.device)
     measured = sequence_statistics(
         policy,
         reference,

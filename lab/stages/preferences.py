@@ -17,7 +17,7 @@ from typing import Any
 
 from lab.config import PreferencesConfig, build
 from lab.costs import forward_flops
-from lab.data.jsonl import read_demonstrations, read_prompts, write_records
+from lab.data.jsonl import read_demonstrations, read_prompts, write_records, write_samples
 from lab.models import decode_completions, encode_prompts, end_token_ids, load_policy, parameter_count, pick_device
 from lab.records import Completion, Ledger, Pair, Prompt, derive_seed
 from lab.rewards.truth import GoldReward, VerifierReward
@@ -39,7 +39,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     Inputs: "sft" (the policy), "data".
 
     Writes ``pairs.jsonl``, ``held_out.jsonl`` (true order), ``reference.jsonl`` (SFT samples on which a reward model is
-    normalised) and ``card.json``. Raises ValueError if no pair could be labelled.
+    normalised), ``samples.jsonl`` (all completions of the other prompts) and ``card.json``. Raises ValueError if no pair could be labelled.
     """
     settings = build(PreferencesConfig, config["preferences"], "preferences")
     device = pick_device(context.resources.get("device", "auto"))
@@ -85,6 +85,9 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     write_records(out / "held_out.jsonl", held_out)
     reference = [(prompt, one) for (prompt, number), one in zip(rows, completions, strict=False) if number == 0]
     write_records(out / "reference.jsonl", [Pair(p, c.text, c.text, "reference", c.truncated) for p, c in reference])
+    kept_out = {pair.prompt.id for pair in held_out}
+    owned = zip(owners, completions, strict=True)
+    write_samples(out / "samples.jsonl", [(prompt, one) for prompt, one in owned if prompt.id not in kept_out])
     card = describe(pairs, pool)
     (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -124,11 +127,11 @@ def label(pool: Sequence[tuple[Prompt, list[Candidate]]], settings: PreferencesC
             break
         if a.utility is None or b.utility is None or (settings.labels == "verifier" and a.utility == b.utility):
             continue
-        first = a.utility > b.utility
+        first, strength = a.utility > b.utility, 1.0
         if settings.labels == "annotator":
-            lengths = (a.completion.length, b.completion.length)
-            first = annotator.prefers_first(rng, (a.utility, b.utility), lengths)
-        pairs.append(_pair(prompt, a, b, first, settings.annotator))
+            seen = (a.utility, b.utility), (a.completion.length, b.completion.length)
+            first, strength = annotator.prefers_first(rng, *seen), annotator.strength(*seen)
+        pairs.append(_pair(prompt, a, b, first, settings.annotator, strength))
     return pairs, held_out[: settings.held_out]
 
 
@@ -147,9 +150,9 @@ def _in_turns(choices: Sequence[tuple[Prompt, list[Any]]]) -> list[tuple[Prompt,
     return [(prompt, *couples[turn]) for turn in range(longest) for prompt, couples in choices if turn < len(couples)]
 
 
-def _pair(prompt: Prompt, a: Candidate, b: Candidate, first: bool, annotator: str) -> Pair:
+def _pair(prompt: Prompt, a: Candidate, b: Candidate, first: bool, annotator: str, strength: float = 0.0) -> Pair:
     chosen, rejected = (a.completion, b.completion) if first else (b.completion, a.completion)
-    return Pair(prompt, chosen.text, rejected.text, annotator, chosen.truncated, rejected.truncated)
+    return Pair(prompt, chosen.text, rejected.text, annotator, chosen.truncated, rejected.truncated, strength)
 
 
 def describe(pairs: Sequence[Pair], pool: Mapping[str, tuple[Prompt, list[Candidate]]]) -> dict[str, Any]:

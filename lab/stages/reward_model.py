@@ -17,6 +17,7 @@ from lab.data.jsonl import read_pairs
 from lab.models import encode_completions, encode_prompts, load_classifier, parameter_count, pick_device
 from lab.records import Ledger, Pair, derive_seed
 from lab.rewards.classifier import raw_scores
+from lab.rewards.source import write_normalisation
 from lab.store import Context, StageResult
 from lab.training import Listener, save_model, train, trainer_arguments
 
@@ -47,9 +48,14 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     chosen, rejected = tokens_of(pairs, tokenizer)
     limit = training["max_length"]
     kept = [line for line in range(len(pairs)) if max(len(chosen[line]), len(rejected[line])) <= limit]
+    too_long = len(pairs) - len(kept)
+    kept = kept[: training["pairs"] or None]
     if not kept:
         raise ValueError(f"reward_model.max_length: {limit} is shorter than every one of the {len(pairs)} pairs")
-    dataset = Dataset.from_dict({"chosen_ids": [chosen[i] for i in kept], "rejected_ids": [rejected[i] for i in kept]})
+    columns = {"chosen_ids": [chosen[i] for i in kept], "rejected_ids": [rejected[i] for i in kept]}
+    if training["margin"]:
+        columns["margin"] = [training["margin"] * pairs[i].strength for i in kept]
+    dataset = Dataset.from_dict(columns)
     arguments = RewardConfig(
         **trainer_arguments(training, context, device),
         max_length=None,  # filtered above, and counted
@@ -70,18 +76,20 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
 
     reference = read_pairs(inputs["pairs"] / "reference.jsonl")
     raw = raw_scores(model, tokenizer, tokens_of(reference, tokenizer)[0])
-    spread = float(raw.std())
-    if spread == 0:
-        raise ValueError("the reward model gives every SFT completion the same score: it has learnt nothing to rank by")
-    normalisation = {"shift": float(raw.mean()), "scale": spread}
-    (out / "normalisation.json").write_text(json.dumps(normalisation) + "\n", encoding="utf-8")
+    normalisation = write_normalisation(out, raw)
 
     held_out = read_pairs(inputs["pairs"] / "held_out.jsonl")
     accuracy = _accuracy(held_out, *(raw_scores(model, tokenizer, side) for side in tokens_of(held_out, tokenizer)))
     (out / "accuracy.json").write_text(json.dumps(accuracy, indent=1) + "\n", encoding="utf-8")
     tokens = sum(len(chosen[i]) + len(rejected[i]) for i in kept)
     flops = training_flops(parameter_count(model), tokens * training["epochs"])
-    metrics = {**accuracy, **normalisation, "too_long": len(pairs) - len(kept)}
+    metrics = {
+        **accuracy,
+        **normalisation,
+        "parameters": parameter_count(model),
+        "pairs": len(kept),
+        "too_long": too_long,
+    }
     return StageResult(Ledger(training_flops=flops), metrics, resumed_from)
 
 

@@ -22,9 +22,16 @@ class Annotator:
 
     def prefers_first(self, rng: random.Random, utilities: tuple[float, float], lengths: tuple[int, int]) -> bool:
         """True if this annotator says that the first of two completions is better. Exact ties are coin flips."""
-        seen = utilities[0] - utilities[1] + self.length_bias * (lengths[0] - lengths[1]) / 10
+        seen = self._seen(utilities, lengths)
         if self.temperature == 0:
             first = rng.random() < 0.5 if seen == 0 else seen > 0
         else:
             first = rng.random() < 1 / (1 + math.exp(-max(-50.0, min(50.0, seen / self.temperature))))
         return first != (rng.random() < self.flip_rate)
+
+    def strength(self, utilities: tuple[float, float], lengths: tuple[int, int]) -> float:
+        """How much better the better one looks to this annotator, in units of gold utility: never negative."""
+        return abs(self._seen(utilities, lengths))
+
+    def _seen(self, utilities: tuple[float, float], lengths: tuple[int, int]) -> float:
+        return utilities[0] - utilities[1] + self.length_bias * (lengths[0] - lengths[1]) / 10
