@@ -370,6 +370,21 @@ def completion_logprobs(
 
 
 @torch.no_grad()
+def next_token_logprobs(
+    model: PreTrainedModel, prompt_ids: Sequence[Sequence[int]], tokens: Sequence[int], batch_size: int = 64
+) -> Tensor:
+    """log pi(token | prompt) of each of K ``tokens`` right after each of N prompts: (N, K), float32, CPU, in nats."""
+    results = torch.zeros(len(prompt_ids), len(tokens))
+    any_token = [[tokens[0]]] * len(prompt_ids)  # makes the end of the prompt a position to predict from
+    for rows, ids, first in _blocks(model, prompt_ids, any_token, batch_size):
+        logits = _logits(model, ids, first)
+        last = torch.tensor([len(prompt_ids[row]) - 1 - first for row in rows], device=logits.device)
+        logprobs = torch.log_softmax(logits[torch.arange(len(rows), device=logits.device), last].float(), dim=-1)
+        results[rows] = logprobs[:, list(tokens)].cpu()
+    return results
+
+
+@torch.no_grad()
 def sequence_statistics(
     policy: PreTrainedModel,
     reference: PreTrainedModel,
