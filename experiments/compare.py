@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lab.config import ArmConfig, BestOfNMethod, DirectMethod, LabConfig, OnlineMethod
+from lab.config import ArmConfig, BestOfNMethod, DirectMethod, LabConfig
 from lab.execute import Outcome, execute
 from lab.graph import FLOPS_PER_SECOND, ArmRun, Graph, build_graph, seeds_of
 from lab.plan import Plan, Step
@@ -157,9 +157,8 @@ def ledger(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> Ledger
         steps.append(run.policy)
     if isinstance(arm.method, BestOfNMethod):
         steps.append(run.evaluation)
-    if _uses_reward_model(arm):
-        steps.append(run.reward_model)
-    if _uses_reward_model(arm) or isinstance(arm.method, DirectMethod):
+    steps += run.reward_models
+    if run.reward_models or isinstance(arm.method, DirectMethod):
         steps.append(graph.pairs)
     total = Ledger(tuning_trials=arm.tuning_trials)
     for step in steps:
@@ -169,17 +168,11 @@ def ledger(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> Ledger
     return total
 
 
-def _uses_reward_model(arm: ArmConfig) -> bool:
-    paid = arm.reward is not None and arm.reward.kind == "classifier"
-    started = isinstance(arm.method, OnlineMethod) and arm.method.critic_initial == "reward_model"
-    return paid or started or isinstance(arm.method, BestOfNMethod)
-
-
 def _upfront_flops(store: Store, graph: Graph, arm: ArmConfig, built: list[ArmRun], name: str) -> float:
-    """FLOPs before an arm's first step: its reward model's and its labels'."""
-    steps = {run.reward_model for run in built if run.arm == name} if _uses_reward_model(arm) else set()
-    spent = [Ledger(**store.manifest(step.key)["ledger"]) for step in steps]
-    total = sum(one.training_flops + one.sampling_flops for one in spent) / max(len(spent), 1)
+    """FLOPs before an arm's first step: its reward models' and its labels', on the mean over its runs."""
+    runs = [run for run in built if run.arm == name]
+    spent = [Ledger(**store.manifest(step.key)["ledger"]) for run in runs for step in run.reward_models]
+    total = sum(one.training_flops + one.sampling_flops for one in spent) / max(len(runs), 1)
     if spent or isinstance(arm.method, DirectMethod):
         pool = Ledger(**store.manifest(graph.pairs.key)["ledger"])
         total += pool.training_flops + pool.sampling_flops

@@ -25,11 +25,13 @@ from lab.config import (
     LabConfig,
     OnlineMethod,
     PackagedModel,
+    PairsFileConfig,
     RewardModelConfig,
     SupervisedConfig,
     WorldModel,
 )
 from lab.records import DOMAINS
+from lab.reward_checks import check_candidate, check_reward, check_reward_model, sampled_pairs
 from lab.typed import ConfigError, nearest
 
 DIRECT_LOSSES = (
@@ -57,7 +59,7 @@ SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 JSONL_VERIFIERS = ("gsm8k", "math", "ifeval")
 """Rule verifiers that can judge a row of a JSONL file; the world's own need the world's prompts."""
 
-ANY_NUMBER = {"scale", "missing_eos_penalty", "length_bias"}
+ANY_NUMBER = {"weight", "scale", "missing_eos_penalty", "length_bias"}
 SHARES = {
     "careful",
     "slip",
@@ -72,6 +74,13 @@ SHARES = {
 }
 ZERO_OR_MORE = {
     "base_warmup",
+    "data_seed",
+    "layers",
+    "margin",
+    "max_characters",
+    "rating_noise",
+    "retries",
+    "uncertainty_weight",
     "center_coefficient",
     "checkpoints",
     "direct_warmup",
@@ -111,6 +120,8 @@ def check(config: LabConfig) -> None:
         if arm.label in labels:
             raise ConfigError(f"arms.{name}.label: {arm.label!r} is the label of arms.{labels[arm.label]} too")
         labels[arm.label] = name
+    for name, candidate in config.candidates.items():
+        check_candidate(config, name, candidate)
 
 
 def numbers(value: Any, path: str = "", name: str = "") -> Iterator[tuple[str, str, float]]:
@@ -134,7 +145,7 @@ def _check_number(path: str, name: str, value: float) -> None:
     if name in SHARES:
         if not 0 <= value <= 1:
             raise ConfigError(f"{path}: expected a number from 0 to 1, got {value}")
-    elif name in ZERO_OR_MORE:
+    elif name in ZERO_OR_MORE or path.endswith(("reward_model.pairs", "training.pairs", "preferences.limit")):
         if value < 0:
             raise ConfigError(f"{path}: expected 0 or more, got {value}")
     elif value <= 0:
@@ -181,7 +192,8 @@ def _check_model_and_data(config: LabConfig) -> None:
         _check_exists("model.path", Path(model.path), folder=True)
         if not (Path(model.path) / "config.json").is_file():
             raise ConfigError(f"model.path: {model.path!r} holds no config.json, so it is no checkpoint")
-    if config.preferences.demonstrations and not isinstance(data, JsonlData):
+    sampled = not isinstance(config.preferences, PairsFileConfig)
+    if sampled and config.preferences.demonstrations and not isinstance(data, JsonlData):
         raise ConfigError("preferences.demonstrations: true needs data.kind=jsonl; the world's prompts have no answers")
     if isinstance(data, JsonlData):
         _check_exists("data.path", Path(data.path), folder=False)
@@ -221,6 +233,9 @@ def _check_exists(key: str, path: Path, folder: bool) -> None:
 def _check_training(config: LabConfig) -> None:
     _check_batch("sft", config.sft, config.sft.examples)
     preferences = config.preferences
+    if isinstance(preferences, PairsFileConfig):
+        _check_exists("preferences.path", Path(preferences.path), folder=False)
+        return
     if preferences.samples_per_prompt < 2:
         raise ConfigError(
             f"preferences.samples_per_prompt: a pair needs 2 samples, got {preferences.samples_per_prompt}"
@@ -233,7 +248,7 @@ def _check_training(config: LabConfig) -> None:
             f"that {config.data.counts.preference} prompts (data.counts.preference) with "
             f"{candidates} completions each can give"
         )
-    _check_batch("reward_model", config.reward_model, preferences.pairs)
+    check_reward_model("reward_model", config.reward_model, config)
     evaluation = config.evaluation
     if evaluation.pass_k > evaluation.samples_per_prompt:
         raise ConfigError(
@@ -259,12 +274,17 @@ def _check_arm(config: LabConfig, name: str, arm: ArmConfig) -> None:
                 f"{path}.reward: missing: {method.kind} training needs one (reward@{path}.reward=verifier)"
             )
         _check_online(config, f"{path}.method", method)
-    elif arm.reward is not None and not (isinstance(method, BestOfNMethod) and arm.reward.kind == "classifier"):
+    elif arm.reward is not None and not isinstance(method, BestOfNMethod):
         raise ConfigError(f"{path}.reward: a method of kind {method.kind} takes no reward, got {arm.reward.kind!r}")
+    if arm.watch and not isinstance(method, OnlineMethod):
+        raise ConfigError(f"{path}.watch: only online training can be watched, and this method is {method.kind}")
+    for key, reward in {"reward": arm.reward, **{f"watch.{k}": v for k, v in (arm.watch or {}).items()}}.items():
+        if reward is not None:
+            check_reward(f"{path}.{key}", reward, config)
     if isinstance(method, ContinuedMethod):
         _check_batch(f"{path}.method.training", method.training, method.training.examples)
     elif isinstance(method, DirectMethod):
-        _check_batch(f"{path}.method", method, config.preferences.pairs)
+        _check_batch(f"{path}.method", method, sampled_pairs(config))
         _check_losses(f"{path}.method", method)
     elif isinstance(method, BestOfNMethod):
         if not method.ns or list(method.ns) != sorted(set(method.ns)):

@@ -19,9 +19,9 @@ MAX_LINES = 500
 # From the ground up. A module may import its own layer (without cycles) and those above it in this table.
 # Names are modules or packages directly under lab/, and `experiments`.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("lab", "records", "typed", "artifact", "lease", "store", "config", "checks", "plan", "progress", "costs"),
-    ("objectives", "verifiers", "stats", "claims", "tables"),
-    ("models", "data", "world"),
+    ("lab", "records", "typed", "artifact", "lease", "store", "config", "checks", "reward_checks", "plan", "progress", "costs"),
+    ("objectives", "verifiers", "stats", "best_of_n", "diagnostics", "overoptimisation", "monitor", "claims", "tables"),
+    ("models", "data", "world", "benchmarks"),
     ("sampling", "rewards"),
     ("evaluation", "training", "trl_private", "online"),
     ("stages", "figures", "report"),
@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 LIGHT = (
     *LAYERS[0],
-    *("stats", "claims", "tables", "figures"),
+    *("stats", "best_of_n", "diagnostics", "overoptimisation", "monitor", "claims", "tables", "figures"),
     *("graph", "worker", "execute", "experiments", "__main__"),
 )
 """What must answer at once (`--help`, `plan=true`, redrawing a figure) and so never loads a training library."""

@@ -1,7 +1,8 @@
 """The one typed boundary: plain mappings in, frozen dataclasses out.
 
-YAML is composed by Hydra (``conf/``), checked and frozen here, and nothing past this package sees a raw config. Unknown,
-missing and mistyped keys raise ``ConfigError`` naming the key and the nearest valid one, before any heavy import.
+YAML is composed by Hydra (``conf/``), checked and frozen here, and nothing past this package sees a raw config.
+Unknown, missing and mistyped keys raise ``ConfigError`` naming the key and the nearest valid one, before any heavy
+import.
 """
 
 from lab.config.data import (
@@ -68,12 +69,13 @@ from lab.config.root import (
 from lab.typed import ConfigError, build, nearest, plain
 
 __all__ = [
-    "AnyPreferences", "ArmConfig", "BackboneConfig", "BenchmarkConfig", "BestOfNMethod", "CandidateConfig", "CheckpointBackbone",
-    "CheckpointModel", "ClassifierSource", "ConfigError", "ContinuedMethod", "CountsConfig", "DataConfig",
-    "DemonstratorConfig", "DirectMethod", "EndpointJudge", "EnsembleSource", "EvaluationConfig", "ImplicitSource",
-    "JsonlData", "JudgeConfig", "JudgeSource", "LabConfig", "LocalJudge", "MethodConfig", "MixtureSource", "ModelConfig",
-    "MultiObjectiveConfig", "MultiObjectiveSource", "NoMethod", "OnlineMethod", "OutcomeSource", "PackagedBackbone",
-    "PackagedModel", "PairsFileConfig", "PartConfig", "PolicyBackbone", "PreferencesConfig", "ProcessSource", "RewardConfig",
-    "RewardModelConfig", "RunConfig", "ScaleConfig", "SimpleSource", "SizeConfig", "SizesConfig", "SupervisedConfig",
-    "TokenRewardConfig", "WorldBackbone", "WorldData", "WorldJudge", "WorldModel", "build", "nearest", "plain",
+    "AnyPreferences", "ArmConfig", "BackboneConfig", "BenchmarkConfig", "BestOfNMethod", "CandidateConfig",
+    "CheckpointBackbone", "CheckpointModel", "ClassifierSource", "ConfigError", "ContinuedMethod",
+    "CountsConfig", "DataConfig", "DemonstratorConfig", "DirectMethod", "EndpointJudge", "EnsembleSource",
+    "EvaluationConfig", "ImplicitSource", "JsonlData", "JudgeConfig", "JudgeSource", "LabConfig", "LocalJudge",
+    "MethodConfig", "MixtureSource", "ModelConfig", "MultiObjectiveConfig", "MultiObjectiveSource", "NoMethod",
+    "OnlineMethod", "OutcomeSource", "PackagedBackbone", "PackagedModel", "PairsFileConfig", "PartConfig",
+    "PolicyBackbone", "PreferencesConfig", "ProcessSource", "RewardConfig", "RewardModelConfig", "RunConfig",
+    "ScaleConfig", "SimpleSource", "SizeConfig", "SizesConfig", "SupervisedConfig", "TokenRewardConfig",
+    "WorldBackbone", "WorldData", "WorldJudge", "WorldModel", "build", "nearest", "plain",
 ]  # fmt: skip

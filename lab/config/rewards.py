@@ -142,7 +142,7 @@ class WorldJudge:
 
 @dataclass(frozen=True)
 class LocalJudge:
-    """A causal language model on disk, prompted with the file ``template`` (a folder of texts; empty: the lab's own)."""
+    """A causal language model on disk. ``template``: a folder of prompt texts; empty: the lab's own."""
 
     kind: Literal["local"]
     path: str
@@ -151,8 +151,8 @@ class LocalJudge:
 
 @dataclass(frozen=True)
 class EndpointJudge:
-    """Any OpenAI-compatible chat endpoint that returns log-probabilities. ``key_variable`` names an environment variable
-    that holds the key: the key itself never enters a config."""
+    """Any OpenAI-compatible chat endpoint that returns log-probabilities. ``key_variable`` names the environment
+    variable that holds the key: the key itself never enters a config."""
 
     kind: Literal["endpoint"]
     url: str

@@ -26,7 +26,7 @@ class ArmConfig:
 
 @dataclass(frozen=True)
 class CandidateConfig:
-    """One reward source to be benchmarked and used for best-of-n. ``each_seed``: one for every seed, else one in all."""
+    """One reward source to be benchmarked and used for best-of-n. ``each_seed``: one a seed, else one in all."""
 
     label: str
     reward: RewardConfig
@@ -39,6 +39,7 @@ class BenchmarkConfig:
     of the known formats, or a Hub id (``lab.benchmarks.readers``)."""
 
     per_domain: int
+    pool: int  # SFT completions a prompt that every source scores
     seed: int = 0
     files: Mapping[str, str] | None = None
 
@@ -73,6 +74,8 @@ class SizesConfig:
     in its own place (``arms.dpo.method.epochs=3``) still wins. base_*: the world model's pretraining.
     """
 
+    seeds: int
+    sweep_seeds: int
     base_examples: int
     base_batch: int
     base_learning_rate: float
@@ -95,6 +98,8 @@ class SizesConfig:
     reward_batch: int
     reward_learning_rate: float
     reward_warmup: int
+    gate_steps: int
+    benchmark_items: int
     direct_epochs: float
     direct_batch: int
     direct_learning_rate: float

@@ -17,7 +17,7 @@ from torch import Tensor
 from trl import GRPOConfig
 
 from lab.config import OnlineMethod
-from lab.records import derive_seed
+from lab.records import Completion, Prompt, derive_seed
 
 STATE_FILE = "online_state.json"
 """Written last into a resumable checkpoint: one without it was cut off in mid-save and is never resumed from."""
@@ -70,6 +70,19 @@ def prompt_order(count: int, per_rollout: int, rollouts: int, seed: int) -> list
         generator = np.random.Generator(np.random.Philox(key=derive_seed("prompt order", seed, turn)))
         order += generator.permutation(count)[: count // per_rollout * per_rollout].tolist()
     return order[: rollouts * per_rollout]
+
+
+def completions_of(
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
+    truncated: Sequence[bool],
+    first: int,
+    group: int,
+) -> list[Completion]:
+    """A process's rows of a rollout as records: they begin at the rollout's row ``first``; ``group`` rows a prompt."""
+    rows = enumerate(zip(prompts, texts, completion_ids, truncated, strict=True), first)
+    return [Completion(prompt.id, row % group, text, len(ids), cut) for row, (prompt, text, ids, cut) in rows]
 
 
 def largest_micro_batch(minibatch: int, at_most: int) -> int:

@@ -49,11 +49,13 @@ from lab.online.rollouts import (
     STATE_FILE,
     Totals,
     check_method,
+    completions_of,
     grpo_arguments,
     latest_checkpoint,
     pad_rows,
     prompt_order,
 )
+from lab.online.watch import rollout_signals
 from lab.records import Completion, Prompt, derive_seed
 from lab.rewards import RewardSource
 from lab.sampling import sample
@@ -69,7 +71,8 @@ class OnlineTrainer(GRPOTrainer):
 
     ``snapshot_at``: rollouts after which ``snapshots_folder/step-NNNNNN`` receives the policy (NNNNNN counts optimizer
     steps). ``save_every``: rollouts between resumable checkpoints in ``folder`` (0: none). Neither they nor
-    ``micro_batch`` nor ``device`` change what is learned, beyond the last bits of floating point.
+    ``micro_batch`` nor ``device`` change what is learned, beyond the last bits of floating point. ``watchers`` score
+    every rollout for the trace (``lab.online.watch``) and change nothing at all.
 
     Raises ValueError for settings that cannot work and ImportError if TRL has moved what this class relies on.
     """
@@ -91,11 +94,13 @@ class OnlineTrainer(GRPOTrainer):
         save_every: int = 0,
         snapshot_at: Sequence[int] = (),
         progress: Callable[..., None] | None = None,
+        watchers: Mapping[str, RewardSource] | None = None,
     ) -> None:
         require_unmoved()
         check_method(method)
         self.method, self.prompts, self.reward, self.policy_seed = method, list(prompts), reward, seed
         self.folder, self.snapshot_at, self.progress = folder, frozenset(snapshot_at), progress
+        self.watchers = dict(watchers or {})
         order = prompt_order(len(prompts), method.prompts_per_rollout, method.steps, seed)
         self.updates_per_rollout = method.epochs * method.minibatches
         tokenizer = load_tokenizer(policy)
@@ -204,7 +209,9 @@ class OnlineTrainer(GRPOTrainer):
         kl_B = (kl_k1(old_BT, reference_BT) * mask_BT).sum(1).double()
         self._require_finite(kl_B, "the log-probability of a completion")
 
-        raw_B = self._scores(prompts, completion_ids, texts, truncated).to(device)
+        first = self.accelerator.process_index * len(prompts)
+        completions = completions_of(prompts, texts, completion_ids, truncated, first, method.completions_per_prompt)
+        raw_B = self._scores(prompts, completions).to(device)
         scores_B = raw_B - (method.missing_eos_penalty or 0.0) * torch.tensor(truncated, device=device).double()
         scorable_B = ~scores_B.isnan()
         in_reward = self.kl_coefficient if method.kl_in == "reward" else 0.0
@@ -232,6 +239,8 @@ class OnlineTrainer(GRPOTrainer):
         self._account(prompt_ids, completion_ids)
         self.current = self._summary(raw_B, scores_B - in_reward * kl_B, kl_B, completion_ids, truncated)
         self.current |= {"explained_variance": variance, "rollout_seconds": time.perf_counter() - began}
+        paid = raw_B.cpu().numpy()
+        self.current |= rollout_signals(self.reward, self.watchers, prompts, completions, completion_ids, paid)
         # Next TRL shuffles rows into minibatches by the global generator, from which a reward source may have drawn.
         torch.manual_seed(derive_seed("minibatches", self.policy_seed, self.rollout))
         return batch
@@ -266,19 +275,8 @@ class OnlineTrainer(GRPOTrainer):
         self._require_finite(values_BT, "the critic's value")
         return old_BT, reference_BT, values_BT
 
-    def _scores(
-        self,
-        prompts: Sequence[Prompt],
-        completion_ids: Sequence[Sequence[int]],
-        texts: Sequence[str],
-        truncated: Sequence[bool],
-    ) -> Tensor:
+    def _scores(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Tensor:
         """Float64 scores (B,) of this process's rows, NaN where unscorable: one call for the whole rollout."""
-        first = self.accelerator.process_index * len(prompts)
-        completions = [
-            Completion(prompt.id, (first + row) % self.method.completions_per_prompt, text, len(ids), cut)
-            for row, (prompt, text, ids, cut) in enumerate(zip(prompts, texts, completion_ids, truncated, strict=True))
-        ]
         scores = torch.as_tensor(np.asarray(self.reward.score(prompts, completions), dtype=np.float64))
         if scores.shape != (len(prompts),):
             raise ValueError(f"reward {self.reward.name}: {tuple(scores.shape)} scores for {len(prompts)} completions")

@@ -10,7 +10,7 @@ from typing import Any
 
 from lab.data.jsonl import write_records
 from lab.data.sources import file_digest, load, split
-from lab.records import Demonstration, Ledger, Prompt
+from lab.records import DOMAINS, Demonstration, Ledger, Prompt
 from lab.store import Context, StageResult
 
 DEMONSTRATIONS = ("base", "sft", "preference_demonstrations")
@@ -21,7 +21,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     """Write `<split>.jsonl` for every split and `card.json` (counts, duplicates dropped, lengths).
 
     Config for `kind: world`: `seed`, demonstrators `base` and `sft`, `counts` of base, sft, preference, rl, evaluation,
-    tuning. For `kind: jsonl`: `digest` (of the file, by `lab.data.sources.file_digest`), `question`, `answer`,
+    tuning; optional `levels` and `domains` (how often each domain comes, 1 where it is not named). For `kind: jsonl`: `digest` (of the file, by `lab.data.sources.file_digest`), `question`, `answer`,
     `verifier`, `domain`, `seed`, `counts` (no base). The file's path is no part of identity and comes as
     `context.resources["path"]`, else as `config["path"]`. Raises ValueError naming file, line and key.
     """
@@ -44,11 +44,14 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
 
 
 def _world(config: Mapping[str, Any]) -> dict[str, Sequence[Prompt | Demonstration]]:
-    from lab.world.domains import Demonstrator
+    from lab.world.domains import LEVELS, Demonstrator
     from lab.world.generate import splits
 
     base, sft = Demonstrator(**config["base"]), Demonstrator(**config["sft"])
-    drawn: dict[str, Sequence[Prompt | Demonstration]] = dict(splits(config["counts"], base, sft, config["seed"]))
+    domains = [name for name in DOMAINS for _ in range(config.get("domains", {}).get(name, 1))]
+    drawn: dict[str, Sequence[Prompt | Demonstration]] = dict(
+        splits(config["counts"], base, sft, config["seed"], domains, config.get("levels", LEVELS))
+    )
     return drawn
 
 

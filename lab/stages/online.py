@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from lab.config import OnlineMethod, build
 from lab.data.jsonl import read_prompts
 from lab.models import check_checkpoint, pick_device, pick_dtype
 from lab.online.trainer import OnlineTrainer
+from lab.online.watch import kinds_of, load_watchers
 from lab.records import Ledger
 from lab.rewards import load_reward
 from lab.store import Context, StageResult
@@ -21,7 +23,9 @@ from lab.training import evenly, write_checkpoints
 
 def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
     """Config: ``method`` (OnlineMethod), ``reward`` (RewardConfig), ``seed``. Inputs: "sft" (a policy), "prompts" (a
-    folder with ``rl.jsonl``), and what the reward source needs, e.g. "reward_model".
+    folder with ``rl.jsonl``), and what the reward source needs, e.g. "reward_model". ``watch`` (optional): name ->
+    RewardConfig of sources that are only watched (``lab.online.watch``), with inputs "watch-NAME.reward_model" and so
+    on; the ledger charges their calls as it does those of the source that pays.
 
     Resources: ``device``, ``dtype``, ``micro_batch``, ``save_every`` (rollouts between resumable checkpoints; 0 none).
     ``checkpoints.json`` counts all FLOPs of training so far, those of sampling the rollouts included; the ledger has
@@ -54,6 +58,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         save_every=context.resources.get("save_every", 0),
         snapshot_at=evenly(method.steps, method.checkpoints),
         progress=context.progress,
+        watchers=load_watchers(config.get("watch") or {}, inputs, device),
         **critic,
     )
     resumed_from = trainer.run()
@@ -73,11 +78,14 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         training_flops=totals.training_flops,
         sampling_flops=totals.sampling_flops,
     )
-    kind = config["reward"]["kind"]
-    if kind == "verifier":
-        ledger = replace(ledger, verifier_calls=totals.scored)
-    elif kind == "gold":
-        ledger = replace(ledger, gold_looks=totals.scored)
+    sources = [config["reward"], *(config.get("watch") or {}).values()]
+    asked = Counter(kind for source in sources for kind in kinds_of(source))
+    ledger = replace(
+        ledger,
+        verifier_calls=totals.scored * asked["verifier"],
+        gold_looks=totals.scored * asked["gold"],
+        judge_calls=totals.scored * asked["judge"],
+    )
     metrics = {name: last[name] for name in ("reward_mean", "kl_estimate_nats", "entropy_nats", "length_mean")}
     return StageResult(ledger, {"optimizer_steps": trainer.state.global_step, **metrics}, resumed_from)
 

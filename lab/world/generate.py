@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lab.records import DOMAINS, Demonstration, Prompt, derive_seed
 from lab.world.domains import LEVELS, PROMPTS, Demonstrator, demonstrate
@@ -22,8 +22,16 @@ def split_of(text: str) -> str:
     raise AssertionError("the shares add up to 100")
 
 
-def prompts(split: str, count: int, seed: int, *, distinct: bool, domains: tuple[str, ...] = DOMAINS) -> list[Prompt]:
-    """``count`` prompts of a split, the domains and levels taking turns.
+def prompts(
+    split: str,
+    count: int,
+    seed: int,
+    *,
+    distinct: bool,
+    domains: Sequence[str] = DOMAINS,
+    levels: Sequence[int] = LEVELS,
+) -> list[Prompt]:
+    """``count`` prompts of a split, the domains and levels taking turns (a domain named twice comes twice as often).
 
     Raises ValueError if ``distinct`` and the split does not hold that many different prompts.
     """
@@ -34,7 +42,7 @@ def prompts(split: str, count: int, seed: int, *, distinct: bool, domains: tuple
     while len(found) < count:
         turn = len(found)
         domain = domains[turn % len(domains)]
-        level = LEVELS[turn // len(domains) % len(LEVELS)]
+        level = levels[turn // len(domains) % len(levels)]
         prompt = PROMPTS[domain](rng, level)
         if split_of(prompt.text) != split or (distinct and prompt.text in seen):
             misses += 1
@@ -49,14 +57,22 @@ def prompts(split: str, count: int, seed: int, *, distinct: bool, domains: tuple
     return found
 
 
-def demonstrations(count: int, who: Demonstrator, seed: int) -> list[Demonstration]:
+def demonstrations(count: int, who: Demonstrator, seed: int, domains: Sequence[str] = DOMAINS) -> list[Demonstration]:
     """``count`` demonstrations on training prompts. Prompts may recur, as they do in any real corpus."""
     rng = random.Random(derive_seed("demonstrations", seed))
-    return [Demonstration(p, demonstrate(rng, p, who)) for p in prompts("train", count, seed, distinct=False)]
+    return [
+        Demonstration(p, demonstrate(rng, p, who))
+        for p in prompts("train", count, seed, distinct=False, domains=domains)
+    ]
 
 
 def splits(
-    counts: Mapping[str, int], base: Demonstrator, sft: Demonstrator, seed: int
+    counts: Mapping[str, int],
+    base: Demonstrator,
+    sft: Demonstrator,
+    seed: int,
+    domains: Sequence[str] = DOMAINS,
+    levels: Sequence[int] = LEVELS,
 ) -> dict[str, list[Demonstration] | list[Prompt]]:
     """The splits named in ``counts``: demonstrations for base and sft, prompts for the rest.
 
@@ -65,7 +81,7 @@ def splits(
     drawn: dict[str, list[Demonstration] | list[Prompt]] = {}
     for name, count in counts.items():
         if name in ("base", "sft"):
-            drawn[name] = demonstrations(count, base if name == "base" else sft, derive_seed(name, seed))
+            drawn[name] = demonstrations(count, base if name == "base" else sft, derive_seed(name, seed), domains)
         else:
-            drawn[name] = prompts(name, count, seed, distinct=name in ("evaluation", "tuning"))
+            drawn[name] = prompts(name, count, seed, distinct=name in ("evaluation", "tuning"), levels=levels)
     return drawn

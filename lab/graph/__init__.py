@@ -1,0 +1,10 @@
+"""From a config to the graph of steps that an experiment needs. No torch: this is what ``plan=true`` prints."""
+
+from lab.graph.arms import ArmRun, CandidateRun, Graph, build_graph, seeds_of
+from lab.graph.rewards import Rewards, Source
+from lab.graph.shared import FLOPS_PER_SECOND, NOT_IDENTITY, Shared, identity, parameters
+
+__all__ = [
+    "FLOPS_PER_SECOND", "NOT_IDENTITY", "ArmRun", "CandidateRun", "Graph", "Rewards", "Shared", "Source", "build_graph",
+    "identity", "parameters", "seeds_of",
+]  # fmt: skip

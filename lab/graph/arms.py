@@ -1,0 +1,260 @@
+"""The steps of a comparison's arms, and of the reward sources that are benchmarked beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lab.config import (
+    ArmConfig,
+    BestOfNMethod,
+    CandidateConfig,
+    ClassifierSource,
+    ContinuedMethod,
+    DirectMethod,
+    JsonlData,
+    LabConfig,
+    NoMethod,
+    OnlineMethod,
+    RewardConfig,
+)
+from lab.graph.rewards import Rewards, Source
+from lab.graph.shared import Shared, identity
+from lab.plan import Step
+from lab.typed import ConfigError
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm under one seed: what makes the policy (None where sampling is all there is), and what measures it.
+
+    ``reward_models``: the steps of the reward models that it uses, for which it is charged.
+    """
+
+    arm: str
+    seed: int
+    policy: Step | None
+    evaluation: Step
+    reward_models: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class CandidateRun:
+    """One reward source under one seed: its scores on the pool, and (in the world) on the benchmark's items."""
+
+    candidate: str
+    seed: int
+    source: Source
+    scores: Step
+    benchmark: Step | None
+
+    @property
+    def steps(self) -> list[Step]:
+        return [*self.source.trained, self.scores, *([self.benchmark] if self.benchmark else [])]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Every step of an experiment. ``data`` maps a split to the step that holds it; ``reward_models`` are the
+    experiment's own, by policy seed."""
+
+    data: Mapping[str, Step]
+    sft: Step
+    pairs: Step
+    reward_models: Mapping[int, Step]
+    runs: tuple[ArmRun, ...]
+    candidates: tuple[CandidateRun, ...]
+    pool: Step | None
+    benchmark_set: Step | None
+
+    @property
+    def steps(self) -> list[Step]:
+        policies = [run.policy for run in self.runs if run.policy is not None]
+        own = [self.sft, self.pairs, *self.reward_models.values(), *policies, *(run.evaluation for run in self.runs)]
+        beside = [step for run in self.candidates for step in run.steps]
+        return [*dict.fromkeys(self.data.values()), *own, *beside]
+
+
+def seeds_of(config: LabConfig, arm: ArmConfig | CandidateConfig) -> list[int]:
+    """The policy seeds of an arm, or the seeds of a reward source. The SFT checkpoint is one checkpoint, whatever the
+    number of seeds."""
+    once = not arm.each_seed if isinstance(arm, CandidateConfig) else isinstance(arm.method, NoMethod)
+    return [config.first_seed] if once else list(range(config.first_seed, config.first_seed + config.seeds))
+
+
+def build_graph(config: LabConfig) -> Graph:
+    """The steps of a comparison of ``config.arms`` and ``config.candidates``.
+
+    Raises ConfigError if no arm is the SFT checkpoint itself: every difference is measured from it.
+    """
+    if not any(isinstance(arm.method, NoMethod) for arm in config.arms.values()):
+        raise ConfigError("arms: no arm has method.kind none (the SFT checkpoint), and every comparison needs it")
+    shared = Shared(config)
+    rewards = Rewards(shared)
+    arms = _Arms(shared, rewards)
+    seeds = sorted({seed for arm in config.arms.values() for seed in seeds_of(config, arm)})
+    runs = [arms.run(name, arm, seed) for name, arm in config.arms.items() for seed in seeds_of(config, arm)]
+    candidates = _Candidates(shared, rewards)
+    return Graph(
+        shared.data,
+        shared.sft,
+        shared.pairs,
+        {seed: rewards.classifier(None, seed) for seed in seeds},
+        tuple(runs),
+        tuple(
+            candidates.run(name, candidate, seed)
+            for name, candidate in config.candidates.items()
+            for seed in seeds_of(config, candidate)
+        ),
+        candidates.pool if config.candidates else None,
+        candidates.benchmark_set if config.candidates else None,
+    )
+
+
+class _Arms:
+    """The runs of arms."""
+
+    def __init__(self, shared: Shared, rewards: Rewards) -> None:
+        self.shared, self.rewards, self.config = shared, rewards, shared.config
+
+    def run(self, name: str, arm: ArmConfig, seed: int) -> ArmRun:
+        if isinstance(arm.method, BestOfNMethod):
+            return self._best_of_n(name, arm, arm.method, seed)
+        policy, charged = self._policy(name, arm, seed)
+        evaluation, proxy = self.config.evaluation, self.rewards.proxy(arm.reward, seed)
+        step = self.shared.step(
+            "evaluate",
+            {"arm": name, "seed": seed, "evaluation": identity(evaluation), "gold": self.shared.gold,
+             "proxy": {**proxy.config, "scale": 1.0}},
+            {
+                "policy": policy,
+                "reference": self.shared.sft,
+                "prompts": self.shared.data[evaluation.split],
+                **proxy.inputs,
+            },
+            f"evaluate {arm.label}, seed {seed}",
+            self.shared.forward(
+                self.shared.prompts * (evaluation.samples_per_prompt + evaluation.greedy + self._points(arm)) * 3
+            ),
+        )  # fmt: skip
+        return ArmRun(name, seed, policy, step, charged)
+
+    def _best_of_n(self, name: str, arm: ArmConfig, method: BestOfNMethod, seed: int) -> ArmRun:
+        source = self.rewards.source(arm.reward or ClassifierSource("classifier"), seed)
+        pool = self.shared.pool(method.pool)
+        step = self.shared.step(
+            "best_of_n",
+            {"arm": name, "seed": seed, "ns": list(method.ns), "blocks": self.config.evaluation.samples_per_prompt,
+             "evaluation": identity(self.config.evaluation)},
+            {
+                "pool": pool,
+                "scores": scores(self.shared, source, pool, f"{arm.label}, seed {seed}"),
+                "sft": self.shared.sft,
+                "prompts": self.shared.data[self.config.evaluation.split],
+            },
+            f"{arm.label}, seed {seed}",
+            recipe=2,
+        )  # fmt: skip
+        return ArmRun(name, seed, None, step, source.trained)
+
+    def _policy(self, name: str, arm: ArmConfig, seed: int) -> tuple[Step, tuple[Step, ...]]:
+        """The step that makes the policy, and the reward models that it is charged for."""
+        method, label = arm.method, f"{arm.label}, seed {seed}"
+        match method:
+            case NoMethod():
+                return self.shared.sft, ()
+            case ContinuedMethod():
+                step = self.shared.step(
+                    "sft_continued",
+                    {"split": "sft", "training": identity(method.training), "seed": seed,
+                     "skip": self.config.sft.examples, "checkpoints": method.checkpoints},
+                    {"data": self.shared.data["sft"], "policy": self.shared.sft},
+                    label,
+                    self.shared.training(method.training.examples * method.training.epochs),
+                    micro_batch=method.training.micro_batch,
+                    save_every=self.config.run.save_steps,
+                )  # fmt: skip
+                return step, ()
+            case DirectMethod():
+                return self.rewards.direct(method, seed, arm.label), ()
+            case OnlineMethod():
+                assert arm.reward is not None  # lab.checks has refused it
+                return self._online(arm, method, arm.reward, seed)
+            case _:
+                raise AssertionError(f"arm {name}: no step for {method}")
+
+    def _online(
+        self, arm: ArmConfig, method: OnlineMethod, reward: RewardConfig, seed: int
+    ) -> tuple[Step, tuple[Step, ...]]:
+        source = self.rewards.source(reward, seed)
+        inputs = {"sft": self.shared.sft, "prompts": self.shared.data["rl"], **source.inputs}
+        charged = source.trained
+        if method.critic_initial == "reward_model" and "reward_model" not in inputs:
+            inputs["reward_model"] = self.rewards.classifier(None, seed)
+            charged = (*charged, inputs["reward_model"])
+        config: dict[str, Any] = {"method": identity(method), "reward": source.config, "seed": seed}
+        if arm.watch:
+            watched = {name: self.rewards.source(watch, seed) for name, watch in arm.watch.items()}
+            config["watch"] = {name: one.config for name, one in watched.items()}
+            for name, one in watched.items():
+                inputs |= {f"watch-{name}.{key}": step for key, step in one.inputs.items()}
+        completions = method.steps * method.prompts_per_rollout * method.completions_per_prompt
+        step = self.shared.step(
+            "online",
+            config,
+            inputs,
+            f"{arm.label}, seed {seed}",
+            self.shared.training(completions * (1 + method.epochs)),
+            micro_batch=method.micro_batch,
+            save_every=method.save_every,
+        )
+        return step, charged
+
+    def _points(self, arm: ArmConfig) -> int:
+        method = arm.method
+        if isinstance(method, (ContinuedMethod, DirectMethod, OnlineMethod)):
+            return method.checkpoints * self.config.evaluation.curve_samples_per_prompt
+        return 0
+
+
+def scores(shared: Shared, source: Source, pool: Step, label: str) -> Step:
+    """The scores of a source on the pool: the same step for best-of-n and for the benchmark of reward models."""
+    return shared.step(
+        "score",
+        {"reward": source.config, "split": shared.config.evaluation.split},
+        {"pool": pool, "prompts": shared.data[shared.config.evaluation.split], **source.inputs},
+        f"pool scored by {label}",
+        shared.forward(shared.prompts * shared.config.benchmark.pool),
+    )
+
+
+class _Candidates:
+    """The runs of reward sources that are benchmarked."""
+
+    def __init__(self, shared: Shared, rewards: Rewards) -> None:
+        self.shared, self.rewards = shared, rewards
+        settings = shared.config.benchmark
+        self.pool = shared.pool(settings.pool)
+        self.benchmark_set: Step | None = None
+        if not isinstance(shared.config.data, JsonlData):
+            self.benchmark_set = shared.step(
+                "benchmark_set",
+                {"kind": "world", "per_domain": settings.per_domain, "seed": settings.seed},
+                {},
+                f"benchmark, {settings.per_domain} items a domain",
+            )
+
+    def run(self, name: str, candidate: CandidateConfig, seed: int) -> CandidateRun:
+        source = self.rewards.source(candidate.reward, seed)
+        label = f"{candidate.label}, seed {seed}"
+        benchmark = None
+        if self.benchmark_set is not None:
+            benchmark = self.shared.step(
+                "benchmark",
+                {"reward": source.config},
+                {"items": self.benchmark_set, **source.inputs},
+                f"benchmark of {label}",
+                self.shared.forward(24 * self.shared.config.benchmark.per_domain),
+            )
+        return CandidateRun(name, seed, source, scores(self.shared, source, self.pool, label), benchmark)
