@@ -291,6 +291,15 @@ class HierarchicalBootstrap:
         components = [_seed_component(strata, groups), _prompt_component(strata)]
         return self._interval(point, draws_B, components, strata)
 
+    def draws(self, arm: str, strata: Mapping[str, Floats], groups: Sequence[int] | None = None) -> Floats:
+        """(B,) resamples whose quantiles are the ends of ``interval``, for estimates made of several means at once.
+
+        One arm's domains are drawn alike in every call, so resample b of one mean goes with b of another.
+        """
+        point, draws_B = self._draws(arm, strata, groups)
+        components = [_seed_component(strata, groups), _prompt_component(strata)]
+        return point + self._stretch(components) * (draws_B - point)
+
     def difference(
         self,
         arm: str,
@@ -362,11 +371,14 @@ class HierarchicalBootstrap:
         self, point: float, draws_B: Floats, components: Sequence[tuple[float, int]], strata: Mapping[str, Floats]
     ) -> Interval:
         tail = (1 - self.level) / 2
-        stretch = special.stdtrit(degrees_of_freedom(components), 1 - tail) / special.ndtri(1 - tail)
-        low, high = point + stretch * (np.nanquantile(draws_B, [tail, 1 - tail]) - point)
+        low, high = point + self._stretch(components) * (np.nanquantile(draws_B, [tail, 1 - tail]) - point)
         seeds, prompts = next(iter(strata.values())).shape[0], sum(cells.shape[1] for cells in strata.values())
         resampled = "seeds and prompts" if seeds > 1 else "prompts only (one seed)"
         return Interval(point, float(low), float(high), seeds, prompts, resampled)
+
+    def _stretch(self, components: Sequence[tuple[float, int]]) -> float:
+        upper = (1 + self.level) / 2
+        return float(special.stdtrit(degrees_of_freedom(components), upper) / special.ndtri(upper))
 
 
 def _seed_component(strata: Mapping[str, Floats], groups: Sequence[int] | None) -> tuple[float, int]:
