@@ -17,6 +17,7 @@ def _compare(config: LabConfig) -> int:
 EXPERIMENTS: dict[str, Callable[[LabConfig], int]] = {
     "compare": _compare,
     "health": _compare,  # compare with one more arm
+    "rm_size": _compare,  # its points; experiments.rm_size puts them together
     "tune": _compare,  # every trial is an arm
 }
 

@@ -166,7 +166,8 @@ def test_a_reward_model_is_normalised_on_the_reference_and_measured_on_held_out_
     sft: Path, pool: Path, tmp_path: Path
 ) -> None:
     training = {"epochs": 10, "batch": 2, "learning_rate": 1e-2, "warmup_steps": 0, "schedule": "constant",
-                "center_coefficient": 0.0, "weight_decay": 0.0, "max_length": 64, "seed": 0}  # fmt: skip
+                "center_coefficient": 0.0, "weight_decay": 0.0, "max_length": 64, "pairs": 0, "margin": 0.0,
+                "seed": 0}  # fmt: skip
     (tmp_path / "out").mkdir()
     context = Context("key", "key", tmp_path / "scratch", resources={"device": "cpu"})
     inputs = {"policy": sft, "pairs": pool}

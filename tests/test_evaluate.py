@@ -20,7 +20,7 @@ from lab.data.jsonl import write_records
 from lab.evaluation import Answer, first_of_each_domain, judge, proxy_scores, read_rows, write_rows
 from lab.models import ModelSize, load_classifier, new_policy
 from lab.records import Completion, EvalRow, Ledger, Outcome, Prompt, Verdict, derive_seed
-from lab.stages import best_of_n, convert, evaluate
+from lab.stages import best_of_n, convert, evaluate, pool, score
 from lab.verifiers import BrokenVerifierError
 from lab.world.generate import prompts as world_prompts
 from lab.world.gold import utility
@@ -36,7 +36,7 @@ SETTINGS = {
     "greedy": True,
     "seed": 0,
 }
-CONFIG = {"arm": "dpo", "seed": 2, "evaluation": SETTINGS, "gold": "verifier"}
+CONFIG = {"arm": "dpo", "seed": 2, "evaluation": SETTINGS, "gold": "verifier", "proxy": {"kind": "classifier"}}
 PROMPTS = [
     Prompt("how many is 2 + 2", "math", 1, {"verifier": "gsm8k", "answer": "4"}),
     Prompt("how many is 2 + 3", "math", 2, {"verifier": "gsm8k", "answer": "5"}),
@@ -155,7 +155,8 @@ def test_arms_share_their_random_numbers(inputs: dict[str, Path], tmp_path: Path
 
 
 def test_columns_are_those_of_the_record_in_order(inputs: dict[str, Path], tmp_path: Path) -> None:
-    perform(evaluate, tmp_path, {key: path for key, path in inputs.items() if key != "reward_model"})
+    config = {key: value for key, value in CONFIG.items() if key != "proxy"}
+    perform(evaluate, tmp_path, {key: path for key, path in inputs.items() if key != "reward_model"}, config)
     table = pq.read_table(tmp_path / "out" / "rows.parquet")
     assert table.column_names == [field.name for field in dataclasses.fields(EvalRow)]
     assert table.column("proxy").null_count == len(table)
@@ -175,9 +176,27 @@ def test_checkpoints_without_one_end_are_refused(inputs: dict[str, Path], tmp_pa
 # ---------------------------------------------------------------- best of n
 
 
-def test_best_of_n_picks_from_blocks_of_the_pool(inputs: dict[str, Path], tmp_path: Path) -> None:
-    config = {**CONFIG, "arm": "bon", "seed": 1, "ns": [4, 1, 2], "pool": 8}
-    rows, result = perform(best_of_n, tmp_path, inputs, config)
+@pytest.fixture(scope="module")
+def pooled(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A pool of 8 samples a prompt and its scores."""
+    root = tmp_path_factory.mktemp("pool")
+    found = dict(inputs)
+    settings: dict[str, dict[str, Any]] = {
+        "pool": {"samples": 8, "evaluation": SETTINGS, "gold": "verifier"},
+        "score": {"reward": {"kind": "classifier"}, "split": "evaluation"},
+    }
+    for stage, name, key in ((pool, "pool", "pool"), (score, "score", "scores")):
+        (root / name).mkdir()
+        context = Context("k" * 64, "s", root / "scratch", resources={"device": "cpu", "batch": 5})
+        result = stage.run(settings[name], found, root / name, context)
+        found[key] = root / name
+    assert result.metrics["scores"] == 24
+    return found
+
+
+def test_best_of_n_picks_from_blocks_of_the_pool(pooled: dict[str, Path], tmp_path: Path) -> None:
+    config = {"arm": "bon", "seed": 1, "ns": [4, 1, 2], "blocks": 3}
+    rows, result = perform(best_of_n, tmp_path, pooled, config)
     assert [sum(row.step == n for row in rows) for n in (1, 2, 4)] == [9, 9, 6]  # at most 3 blocks of each of 3 prompts
     assert {row.step for row in rows if row.final} == {4}
     assert {row.kl_nats for row in rows if row.step == 4} == {np.log(4) - 3 / 4}
@@ -192,13 +211,13 @@ def test_best_of_n_picks_from_blocks_of_the_pool(inputs: dict[str, Path], tmp_pa
     assert per_answer["4"] == pytest.approx(4 * result.ledger.generated_tokens / 24)
 
 
-def test_best_of_one_from_seed_0_is_the_sft_arm_itself(inputs: dict[str, Path], tmp_path: Path) -> None:
-    sft, _ = perform(evaluate, tmp_path / "a", {**inputs, "policy": inputs["sft"]})
-    config = {**CONFIG, "arm": "bon", "seed": 0, "ns": [1], "pool": 3}
-    rows, _ = perform(best_of_n, tmp_path / "b", inputs, config)
-    assert [row.completion for row in rows] == [row.completion for row in sft if row.decode == "sampled"]
-    other, _ = perform(best_of_n, tmp_path / "c", inputs, {**config, "seed": 1})
-    assert [row.completion for row in other] != [row.completion for row in rows]
+def test_best_of_one_is_the_sft_arm_itself(pooled: dict[str, Path], tmp_path: Path) -> None:
+    sft, _ = perform(evaluate, tmp_path / "a", {**pooled, "policy": pooled["sft"]})
+    rows, _ = perform(best_of_n, tmp_path / "b", pooled, {"arm": "bon", "seed": 0, "ns": [1], "blocks": 3})
+    drawn = [row for row in sft if row.decode == "sampled"]
+    assert [row.completion for row in rows] == [row.completion for row in drawn]
+    assert [row.gold for row in rows] == [row.gold for row in drawn]
+    assert [row.proxy for row in rows] == pytest.approx([row.proxy for row in drawn])
 
 
 def test_a_constant_reward_model_picks_at_random() -> None:
@@ -209,9 +228,18 @@ def test_a_constant_reward_model_picks_at_random() -> None:
 
 
 @pytest.mark.parametrize("ns", [[], [0], [9]])
-def test_blocks_that_do_not_fit_the_pool_are_refused(inputs: dict[str, Path], tmp_path: Path, ns: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"method.ns: expected numbers from 1 to method.pool = 8"):
-        perform(best_of_n, tmp_path, inputs, {**CONFIG, "ns": ns, "pool": 8})
+def test_blocks_that_do_not_fit_the_pool_are_refused(pooled: dict[str, Path], tmp_path: Path, ns: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"method.ns: expected numbers from 1 to the pool's 8"):
+        perform(best_of_n, tmp_path, pooled, {"arm": "bon", "seed": 0, "ns": ns, "blocks": 3})
+
+
+def test_scores_of_another_pool_are_refused(pooled: dict[str, Path], tmp_path: Path) -> None:
+    table = pq.read_table(pooled["scores"] / "scores.parquet")
+    (tmp_path / "other").mkdir()
+    pq.write_table(table.slice(1), tmp_path / "other" / "scores.parquet")
+    with pytest.raises(ValueError, match="not the scores of the pool"):
+        perform(best_of_n, tmp_path, {**pooled, "scores": tmp_path / "other"},
+                {"arm": "bon", "seed": 0, "ns": [1], "blocks": 3})  # fmt: skip
 
 
 # ---------------------------------------------------------------- judgement
@@ -265,8 +293,9 @@ def test_unscorable_answers_have_no_proxy(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr("lab.rewards.load_reward", lambda *_: Source())
     answers = [answered(PROMPTS[0], "a"), answered(PROMPTS[0], "b")]
-    assert proxy_scores(answers, {"reward_model": tmp_path}, torch.device("cpu")) == [0.5, None]
-    assert proxy_scores(answers, {}, torch.device("cpu")) == [None, None]
+    reward, cpu = {"kind": "classifier"}, torch.device("cpu")
+    assert proxy_scores(answers, reward, {"reward_model": tmp_path}, cpu) == [0.5, None]
+    assert proxy_scores(answers, None, {}, cpu) == [None, None]
 
 
 def test_the_first_prompts_of_each_domain() -> None:

@@ -102,5 +102,5 @@ def test_controls_know_nothing_of_the_truth() -> None:
 
 
 def test_a_classifier_without_its_artifact_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs a trained reward model"):
+    with pytest.raises(ValueError, match="needs the artifact 'reward_model'"):
         load_reward({"kind": "classifier"}, {}, "cpu")

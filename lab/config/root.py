@@ -110,6 +110,7 @@ class SizesConfig:
     rl_learning_rate: float
     rl_warmup: int
     best_of_n: Sequence[int]
+    best_of_n_many: Sequence[int]
     best_of_n_pool: int
     evaluation_samples: int
     curve_samples: int

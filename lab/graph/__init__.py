@@ -2,9 +2,9 @@
 
 from lab.graph.arms import ArmRun, CandidateRun, Graph, build_graph, seeds_of
 from lab.graph.rewards import Rewards, Source
-from lab.graph.shared import FLOPS_PER_SECOND, NOT_IDENTITY, Shared, identity, parameters
+from lab.graph.shared import FLOPS_PER_SECOND, NOT_IDENTITY, Shared, folder_digest, identity, parameters
 
 __all__ = [
     "FLOPS_PER_SECOND", "NOT_IDENTITY", "ArmRun", "CandidateRun", "Graph", "Rewards", "Shared", "Source", "build_graph",
-    "identity", "parameters", "seeds_of",
+    "folder_digest", "identity", "parameters", "seeds_of",
 ]  # fmt: skip
