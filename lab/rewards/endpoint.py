@@ -1,8 +1,8 @@
 """A judge behind an OpenAI-compatible ``/chat/completions`` endpoint that returns log-probabilities.
 
 What this is not: a general client (and it needs the standard library alone). One question, one token, its likeliest
-alternatives. A model that thinks before it answers, or an endpoint without ``top_logprobs``, cannot be read this way and
-ends in ``JudgeFailedError``.
+alternatives. A model that thinks before it answers, or an endpoint without ``top_logprobs``, cannot be read this way:
+``JudgeFailedError``.
 """
 
 from __future__ import annotations

@@ -290,7 +290,8 @@ class LocalJudgeBackend:
         flat = [token for tokens in verdicts for token in tokens]
         logprobs = _ask(self.model, encode_prompts(self.tokenizer, questions), flat)
         ends = np.cumsum([len(tokens) for tokens in verdicts])[:-1]
-        return np.stack([np.logaddexp.reduce(part, axis=1) for part in np.split(logprobs, ends, axis=1)], axis=1)
+        with np.errstate(invalid="ignore"):  # NaN stays NaN
+            return np.stack([np.logaddexp.reduce(part, axis=1) for part in np.split(logprobs, ends, axis=1)], axis=1)
 
 
 def verdict_tokens(tokenizer: PreTrainedTokenizerBase, verdicts: Sequence[str]) -> list[list[int]]:
