@@ -5,7 +5,8 @@ last assistant turn is the completion. The prompt may be left out where both sid
 ``hh``: columns chosen and rejected, transcripts of "\n\nHuman:" and "\n\nAssistant:" turns that part in the last one
 (Bai et al. 2022, arXiv:2204.05862). ``instruction``: columns instruction, input (may be empty), chosen, rejected.
 
-A conversation of one turn becomes that turn; a longer one stays a text with "Human:" and "Assistant:" before the turns.
+A conversation of one turn becomes that turn; a longer one stays a text with "Human:" and "Assistant:" before each turn
+but the first, as the benchmarks of ``lab.benchmarks.readers`` have it.
 
 What cannot be read is a ``JsonlError`` that names file and row. What can be read and is doubtful is a fault: counted
 and named by row always, dropped only where the caller declares it.
@@ -123,7 +124,7 @@ def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pa
 
 def opening(prompt: str) -> str:
     """The first turn of a prompt of this module."""
-    return prompt.split(ASSISTANT, 1)[0].removeprefix("Human: ")
+    return prompt.split(ASSISTANT, 1)[0]
 
 
 def _order(pair: Pair, seed: int) -> tuple[int, str, str, str]:
@@ -180,10 +181,10 @@ def _turns(path: Path, line: int, key: str, value: Any) -> list[tuple[str, str]]
 
 
 def render(turns: Sequence[tuple[str, str]]) -> str:
-    """Turns (role, content) as one text: the content of a single user turn, else each with its speaker before it."""
+    """Turns (role, content) as one text, each with its speaker before it, but for a user who speaks first."""
     if len(turns) == 1 and turns[0][0] == "user":
         return turns[0][1]
-    return "\n\n".join(f"{SPEAKERS[role]}: {content}" for role, content in turns)
+    return "".join(f"\n\n{SPEAKERS[role]}: {content}" for role, content in turns).removeprefix(HUMAN).strip()
 
 
 def _read_hh(path: Path, line: int, row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -198,10 +199,7 @@ def _read_hh(path: Path, line: int, row: Mapping[str, Any]) -> tuple[str, str, s
     answers = [text[end + len(ASSISTANT) :] for text in texts]
     if any(speaker in answer for answer in answers for speaker in (HUMAN, ASSISTANT)):
         raise _DivergingError("chosen and rejected part before their last turn")
-    prompt = shared[:end].removeprefix(HUMAN).strip()
-    if ASSISTANT in prompt:
-        prompt = f"Human: {prompt}"
-    return prompt, answers[0].strip(), answers[1].strip()
+    return shared[:end].removeprefix(HUMAN).strip(), answers[0].strip(), answers[1].strip()
 
 
 def _common_prefix(first: str, second: str) -> str:
