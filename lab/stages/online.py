@@ -31,7 +31,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     ``checkpoints.json`` counts all FLOPs of training so far, those of sampling the rollouts included; the ledger has
     the two apart. Raises DivergedError before a policy that is not finite is written.
     """
-    method = build(OnlineMethod, config["method"], "method")
+    method: OnlineMethod = build(OnlineMethod, config["method"], "method")
     device = pick_device(context.resources.get("device", "auto"))
     policy = inputs["sft"] / "final"
     check_checkpoint(policy)
