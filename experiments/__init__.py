@@ -18,6 +18,8 @@ EXPERIMENTS: dict[str, Callable[[LabConfig], int]] = {
     "compare": _compare,
     "health": _compare,  # compare with one more arm
     "rm_size": _compare,  # its points; experiments.rm_size puts them together
+    "reward_models": _compare,
+    "overoptimisation": _compare,
     "tune": _compare,  # every trial is an arm
 }
 

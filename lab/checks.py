@@ -31,7 +31,7 @@ from lab.config import (
     WorldModel,
 )
 from lab.records import DOMAINS
-from lab.reward_checks import check_candidate, check_reward, check_reward_model, sampled_pairs
+from lab.reward_checks import check_candidate, check_reward, check_reward_model, check_watch, sampled_pairs
 from lab.typed import ConfigError, nearest
 
 DIRECT_LOSSES = (
@@ -76,6 +76,7 @@ ZERO_OR_MORE = {
     "base_warmup",
     "data_seed",
     "layers",
+    "many_checkpoints",
     "margin",
     "max_characters",
     "rating_noise",
@@ -122,6 +123,7 @@ def check(config: LabConfig) -> None:
         labels[arm.label] = name
     for name, candidate in config.candidates.items():
         check_candidate(config, name, candidate)
+    check_watch(config)
 
 
 def numbers(value: Any, path: str = "", name: str = "") -> Iterator[tuple[str, str, float]]:
@@ -276,11 +278,8 @@ def _check_arm(config: LabConfig, name: str, arm: ArmConfig) -> None:
         _check_online(config, f"{path}.method", method)
     elif arm.reward is not None and not isinstance(method, BestOfNMethod):
         raise ConfigError(f"{path}.reward: a method of kind {method.kind} takes no reward, got {arm.reward.kind!r}")
-    if arm.watch and not isinstance(method, OnlineMethod):
-        raise ConfigError(f"{path}.watch: only online training can be watched, and this method is {method.kind}")
-    for key, reward in {"reward": arm.reward, **{f"watch.{k}": v for k, v in (arm.watch or {}).items()}}.items():
-        if reward is not None:
-            check_reward(f"{path}.{key}", reward, config)
+    if arm.reward is not None:
+        check_reward(f"{path}.reward", arm.reward, config)
     if isinstance(method, ContinuedMethod):
         _check_batch(f"{path}.method.training", method.training, method.training.examples)
     elif isinstance(method, DirectMethod):

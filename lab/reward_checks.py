@@ -44,6 +44,16 @@ def check_candidate(config: LabConfig, name: str, candidate: CandidateConfig) ->
     check_reward(f"{path}.reward", candidate.reward, config)
 
 
+def check_watch(config: LabConfig) -> None:
+    """Raise ConfigError for watchers of online training that cannot work, or that would look at the truth."""
+    for name, reward in config.watch.items():
+        if not NAME.fullmatch(name):
+            raise ConfigError(f"watch: a watcher's name is letters, digits and _ -, got {name!r}")
+        if reward.kind == "gold":
+            raise ConfigError(f"watch.{name}.kind: gold: a monitor that sees the truth monitors nothing")
+        check_reward(f"watch.{name}", reward, config)
+
+
 def check_reward(path: str, reward: RewardConfig, config: LabConfig) -> None:
     """Raise ConfigError, naming the key, for a reward source that cannot work."""
     match reward:

@@ -20,7 +20,6 @@ class ArmConfig:
     family: Literal["control", "without", "with"]  # a control; aligned without / with a reward model
     method: MethodConfig
     reward: RewardConfig | None = None
-    watch: Mapping[str, RewardConfig] | None = None  # scored on every rollout, never paid: the hacking monitor's eyes
     tuning_trials: int = 0  # settings tried before this one was chosen; an honest table says so
 
 
@@ -92,6 +91,8 @@ class SizesConfig:
     evaluation_prompts: int
     tuning_prompts: int
     pairs: int
+    few_pairs: int
+    some_pairs: int
     held_out_pairs: int
     samples_per_prompt: int
     reward_epochs: float
@@ -118,6 +119,7 @@ class SizesConfig:
     completion_tokens: int
     sequence_tokens: int
     checkpoints: int
+    many_checkpoints: int
     save_every: int
     micro_batch: int
 
@@ -156,5 +158,6 @@ class LabConfig:
     evaluation: EvaluationConfig
     benchmark: BenchmarkConfig
     candidates: Mapping[str, CandidateConfig]
+    watch: Mapping[str, RewardConfig]  # scored on every rollout of online training, never paid: the monitor's eyes
     arms: Mapping[str, ArmConfig]
     run: RunConfig

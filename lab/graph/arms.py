@@ -194,8 +194,8 @@ class _Arms:
             inputs["reward_model"] = self.rewards.classifier(None, seed)
             charged = (*charged, inputs["reward_model"])
         config: dict[str, Any] = {"method": identity(method), "reward": source.config, "seed": seed}
-        if arm.watch:
-            watched = {name: self.rewards.source(watch, seed) for name, watch in arm.watch.items()}
+        if self.config.watch:
+            watched = {name: self.rewards.source(watch, seed) for name, watch in self.config.watch.items()}
             config["watch"] = {name: one.config for name, one in watched.items()}
             for name, one in watched.items():
                 inputs |= {f"watch-{name}.{key}": step for key, step in one.inputs.items()}
