@@ -169,7 +169,8 @@ def _prompt(path: Path, line: int, row: Mapping[str, Any]) -> Prompt:
     return Prompt(text_at(path, line, row, "text"), text_at(path, line, row, "domain"), level, gold)
 
 
-def _inner_prompt(path: Path, line: int, row: Mapping[str, Any]) -> Prompt:
+def prompt_at(path: Path, line: int, row: Mapping[str, Any]) -> Prompt:
+    """The prompt under `row["prompt"]`. Raises JsonlError where it is missing or not one."""
     prompt = value_at(path, line, row, "prompt")
     if not isinstance(prompt, dict):
         raise JsonlError(f"{path}:{line}: key 'prompt': expected an object, got {shorten(prompt)}")
@@ -178,7 +179,7 @@ def _inner_prompt(path: Path, line: int, row: Mapping[str, Any]) -> Prompt:
 
 def _demonstration(path: Path, line: int, row: Mapping[str, Any]) -> Demonstration:
     _check_keys(path, line, row, ("prompt", "completion"))
-    return Demonstration(_inner_prompt(path, line, row), text_at(path, line, row, "completion"))
+    return Demonstration(prompt_at(path, line, row), text_at(path, line, row, "completion"))
 
 
 def _pair(path: Path, line: int, row: Mapping[str, Any]) -> Pair:
@@ -190,13 +191,13 @@ def _pair(path: Path, line: int, row: Mapping[str, Any]) -> Pair:
     if isinstance(strength, bool) or not isinstance(strength, (int, float)):
         raise JsonlError(f"{path}:{line}: key 'strength': expected a number, got {shorten(strength)}")
     return Pair(
-        _inner_prompt(path, line, row), chosen, rejected, annotator, truncated[0], truncated[1], float(strength)
+        prompt_at(path, line, row), chosen, rejected, annotator, truncated[0], truncated[1], float(strength)
     )
 
 
 def _sample(path: Path, line: int, row: Mapping[str, Any]) -> tuple[Prompt, Completion]:
     _check_keys(path, line, row, ("prompt", "sample", "text", "length", "truncated"))
-    prompt = _inner_prompt(path, line, row)
+    prompt = prompt_at(path, line, row)
     numbers = [value_at(path, line, row, key) for key in ("sample", "length")]
     if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
         raise JsonlError(f"{path}:{line}: keys 'sample', 'length': expected integers, got {shorten(numbers)}")
