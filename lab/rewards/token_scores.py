@@ -58,11 +58,11 @@ def load_token_classifier(
         output_loading_info=True,
         **({} if new_head_seed is None else {"num_labels": 1}),
     )
-    if model.config.num_labels != 1:
-        raise ValueError(f"{Path(path) / 'config.json'}: num_labels: expected 1, got {model.config.num_labels}")
     missing = sorted(report["missing_keys"])
     if new_head_seed is None and missing:
         raise ValueError(f"{path}: not a trained token reward model: weights are missing for {', '.join(missing[:3])}")
+    if model.config.num_labels != 1:
+        raise ValueError(f"{Path(path) / 'config.json'}: num_labels: expected 1, got {model.config.num_labels}")
     if new_head_seed is not None:
         if "score.weight" not in missing:
             raise ValueError(f"{path}: expected a language model without a head `score`; missing: {missing[:3]}")
