@@ -23,11 +23,17 @@ from lab.store import Store
 
 def run(config: LabConfig) -> int:
     """Print the plan (``plan=true``) or run it and write tables and figures; 0 if every arm finished."""
-    graph = build_graph(config)
-    plan, store = Plan(graph.steps), Store(Path(config.run.store))
+    graph, store = build_graph(config), Store(Path(config.run.store))
+    outcome = carry_out(config, graph, store)
+    return 0 if outcome is None else report(config, graph, store, outcome)
+
+
+def carry_out(config: LabConfig, graph: Graph, store: Store) -> Outcome | None:
+    """Build what the store lacks; None where only the plan was asked for, which is printed."""
+    plan = Plan(graph.steps)
     if config.plan:
         print(plan.render(store, config.run.workers, FLOPS_PER_SECOND))
-        return 0
+        return None
     outcome = execute(
         plan,
         store,
@@ -39,7 +45,7 @@ def run(config: LabConfig) -> int:
     )
     if not outcome.ok:
         print(outcome.summary(), file=sys.stderr)
-    return report(config, graph, store, outcome)
+    return outcome
 
 
 def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> int:
