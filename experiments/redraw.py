@@ -1,7 +1,7 @@
 """``python -m experiments.redraw``: draw every committed figure again from its committed tables. Nothing is trained.
 
-``python -m experiments.redraw --keep results/compare`` first copies a finished run's tables and figure to
-``experiments/results/`` under the experiment's name; rows and store stay where they are.
+``python -m experiments.redraw --keep results/compare`` first copies a finished run's, or a finished sweep's, tables and
+figure to ``experiments/results/`` under the experiment's name; rows and store stay where they are.
 """
 
 from __future__ import annotations
@@ -9,34 +9,89 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from experiments.rm_size import NAME as RM_SIZE
 from lab.figures import COMPARE_ARMS, ArmStyle, headline, save
+from lab.figures.sweep import size_figure
 
 KEPT = Path(__file__).parent / "results"
-FILES = ("table.csv", "table.md", "summary.json", "headline.json")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a figure is drawn from ``tables`` (a JSON file beside it) and the sources that its sidecar names."""
+
+    tables: str
+    draw: Callable[[Mapping[str, Any], Mapping[str, Any]], Figure]
+
+
+def _headline(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
+    return headline(
+        *(_frame(found[name]) for name in ("table", "seeds", "curves")),
+        arms={name: _style(name, arm) for name, arm in sources["arms"].items()},
+        baseline=found["baseline"],
+        level=found["level"],
+        note=sources["note"],
+    )
+
+
+def _sizes(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
+    frames = (_frame(found[name]) for name in ("table", "seeds", "slopes"))
+    return size_figure(*frames, ns=found["ns"], level=found["level"], note=sources["note"])
+
+
+FIGURES: Mapping[str, Drawing] = {
+    "headline": Drawing("summary.json", _headline),
+    RM_SIZE: Drawing("table.json", _sizes),
+}
+"""By the figure's name, which is also its sidecar's."""
 
 
 def redraw(folder: Path) -> list[Path]:
-    """The headline figure of ``folder`` from its ``summary.json``, under the sources that its sidecar names.
+    """Draw every figure of ``folder`` again, under the sources that its sidecar names; returns what was written.
 
-    Raises FileNotFoundError if either is missing.
+    Raises FileNotFoundError if the folder has no figure that is known here, or if the tables are missing.
     """
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    sidecar = json.loads((folder / "headline.json").read_text(encoding="utf-8"))
-    sources = sidecar["sources"]
-    tables = [pd.DataFrame(summary[name]) for name in ("table", "seeds", "curves")]
-    frames = [table.apply(_numbers) for table in tables]
-    figure = headline(
-        *frames,
-        arms={name: _style(name, arm) for name, arm in sources["arms"].items()},
-        baseline=summary["baseline"],
-        level=summary["level"],
-        note=sources["note"],
-    )
-    return save(figure, folder / "headline", sources)
+    paths = []
+    for name in figures_of(folder):
+        found = json.loads((folder / FIGURES[name].tables).read_text(encoding="utf-8"))
+        sources = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["sources"]
+        paths += save(FIGURES[name].draw(found, sources), folder / name, sources)
+    return paths
+
+
+def figures_of(folder: Path) -> list[str]:
+    """The names of the figures whose sidecars lie in ``folder``. FileNotFoundError if there are none."""
+    names = [name for name in FIGURES if (folder / f"{name}.json").exists()]
+    if not names:
+        raise FileNotFoundError(f"{folder}: none of {', '.join(f'{name}.json' for name in FIGURES)} is there")
+    return names
+
+
+def keep(given: Path, kept: Path = KEPT) -> Path:
+    """Copy the tables and sidecars of ``given`` to ``kept`` under the experiment's name; returns that folder.
+
+    Raises FileNotFoundError as ``redraw``.
+    """
+    names = figures_of(given)
+    sidecar = json.loads((given / f"{names[0]}.json").read_text(encoding="utf-8"))
+    folder = kept / sidecar["sources"]["experiment"]
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [file for name in names for file in (FIGURES[name].tables, f"{name}.json")]
+    for file in ("table.csv", "table.md", *files):
+        shutil.copyfile(given / file, folder / file)
+    return folder
+
+
+def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(lines).apply(_numbers)
 
 
 def _numbers(column: pd.Series) -> pd.Series:
@@ -54,14 +109,11 @@ def _style(name: str, arm: dict[str, str]) -> ArmStyle:
 def main() -> None:
     """Redraw all, after copying a run if ``--keep`` names one."""
     parser = argparse.ArgumentParser(prog="python -m experiments.redraw", description=__doc__)
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="results of a finished run, to be kept")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="results of a finished run or sweep, to be kept")
     given = parser.parse_args()
     if given.keep is not None:
-        name = json.loads((given.keep / "headline.json").read_text(encoding="utf-8"))["sources"]["experiment"]
-        (KEPT / name).mkdir(parents=True, exist_ok=True)
-        for file in FILES:
-            shutil.copyfile(given.keep / file, KEPT / name / file)
-    for folder in sorted(path.parent for path in KEPT.glob("*/summary.json")):
+        keep(given.keep)
+    for folder in sorted(path for path in KEPT.iterdir() if path.is_dir()):
         for path in redraw(folder):
             print(path)
 

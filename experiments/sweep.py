@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,8 @@ class Sweep:
     reports: Path
 
 
-_OPEN: list[Sweep] = []
+OPEN: list[Sweep] = []
+"""The sweep of this process that is not collected yet: at most one."""
 
 
 class Collect(Callback):  # type: ignore[misc, unused-ignore]
@@ -88,9 +90,9 @@ class Collect(Callback):  # type: ignore[misc, unused-ignore]
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Note every run that Hydra will start. An override that cannot be composed is left for Hydra to report."""
-        _OPEN.clear()
+        OPEN.clear()
         if str(config.hydra.sweeper._target_).endswith(".BasicSweeper"):  # only its points are known beforehand
-            _OPEN.append(Sweep(tuple(planned(config)), _reports(config)))
+            OPEN.append(Sweep(tuple(planned(config)), _reports(config)))
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Take away the record of an earlier run at the same place: what stands there at the end is this run's."""
@@ -102,10 +104,12 @@ class Collect(Callback):  # type: ignore[misc, unused-ignore]
         if config.hydra.mode != RunMode.MULTIRUN:
             return
         done = job_return.status is JobStatus.COMPLETED
+        note = "" if done else str(job_return._return_value)  # the property prints before it raises
+        name = f"run {config.hydra.job.num} ({' '.join(config.hydra.overrides.task)}): "
         report = {
             "overrides": list(config.hydra.overrides.task),
             "completed": done,
-            "note": "" if done else str(job_return._return_value),  # the property prints before it raises
+            "note": note.removeprefix(name),
         }
         _write(_reports(config) / f"{config.hydra.job.num}.json", report)
 
@@ -209,9 +213,10 @@ def finish() -> int:
     To be called after Hydra has returned, or raised because a run failed. Raises ValueError where the points cannot be
     compared.
     """
+    logging.getLogger().setLevel(logging.WARNING)  # Hydra's at INFO: matplotlib's fonts would tell their life story
     code = 0
-    while _OPEN:
-        sweep = _OPEN.pop()
+    while OPEN:
+        sweep = OPEN.pop()
         points = [read(point, sweep.reports) for point in sweep.points if not point.dry]
         for experiment in dict.fromkeys(point.experiment for point in points):
             own = [point for point in points if point.experiment == experiment]
@@ -229,7 +234,8 @@ def home(points: Sequence[Point]) -> Path:
     found = {point.folder.parent.parent if point.folder.parent.name == "sweep" else point.folder for point in points}
     if len(found) > 1:
         raise ValueError(f"run.results: the runs of the sweep lie in different places: {', '.join(map(str, found))}")
-    return found.pop()
+    folder = found.pop()
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def read(point: Point, reports: Path) -> Point:

@@ -96,7 +96,7 @@ def offline(config: LabConfig) -> None:
 
 def task(raw: DictConfig) -> None:
     """One run. A single run ends the process itself; in a sweep it raises, so that Hydra goes on with the others."""
-    name, code = "", 0
+    name, code, reason = "", 0, ""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         name = f"run {HydraConfig.get().job.num} ({' '.join(HydraConfig.get().overrides.task)}): "
     try:
@@ -109,13 +109,13 @@ def task(raw: DictConfig) -> None:
         if FULL_ERROR:
             raise
         print(f"error: {name}{error}", file=sys.stderr)
-        code = 2
+        code, reason = 2, f": {error}"
     except Exception as error:
         traceback.print_exception(error)
         print(f"error: {name}{type(error).__name__}: {error}", file=sys.stderr)
-        code = 1
+        code, reason = 1, f": {type(error).__name__}: {error}"
     if code and name:
-        raise RunFailedError(f"{name}exit code {code}")
+        raise RunFailedError(f"{name}exit code {code}{reason}")
     if code:
         sys.exit(code)
 
@@ -223,6 +223,40 @@ def check_sweep(arguments: Sequence[str]) -> None:
             load(hydra.compose("config", [*fixed, *point]))
 
 
+def launch() -> None:
+    """Hydra's run, or its sweep and then what the runs of the sweep say together: also where some of them failed.
+
+    Raises RunFailedError if the sweep is not complete.
+    """
+    failed, code = "", 0
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+    except (HydraException, OmegaConfBaseException, ConfigError):
+        raise
+    except RunFailedError as error:
+        failed = str(error)
+    except Exception as error:
+        if not sweep_is_open():
+            raise
+        failed = f"{type(error).__name__}: {error}"  # a launcher lost a run: its process died, or ran out of time
+    if sweep_is_open():
+        from experiments import sweep
+
+        try:
+            code = sweep.finish()
+        except Exception as error:
+            traceback.print_exception(error)
+            failed = failed or f"{type(error).__name__}: {error}"
+    if failed or code:
+        raise RunFailedError(failed or "some of its runs are not complete")
+
+
+def sweep_is_open() -> bool:
+    """Whether this process has started a sweep that wants to be collected (``experiments.sweep.Collect``)."""
+    sweep = sys.modules.get("experiments.sweep")
+    return sweep is not None and bool(sweep.OPEN)
+
+
 def main() -> None:
     """Entry point of ``lab`` and ``python -m lab``."""
     arguments = sys.argv[1:]
@@ -233,7 +267,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         check_sweep(arguments)
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+        launch()
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         if FULL_ERROR:
             raise

@@ -29,10 +29,10 @@ class _Look:
     marker: str
     face: str
     linestyle: Any
-    nudge: float  # on log10(parameters): two intervals at one size must not hide each other
+    nudge: float  # share of the axis: two intervals at one size must not hide each other
 
 
-_SETS = (_Look(BLUE, "o", WHITE, (0, (4, 1.4)), -0.018), _Look(VERMILION, "s", VERMILION, "-", 0.018))
+_SETS = (_Look(BLUE, "o", WHITE, (0, (4, 1.4)), -0.007), _Look(VERMILION, "s", VERMILION, "-", 0.007))
 _ALL = _Look(BLACK, "D", BLACK, "-", 0.0)
 
 
@@ -88,7 +88,7 @@ def size_figure(
             _heading(fig, box[0], box[1] + PANEL + 0.1, letter, title)
         b.set_ylabel("gold gained over SFT")
         c.set_ylabel("gold gained over SFT")
-        _set_names(b, table, looks, f"{best}_delta", "prompts")
+        _key(b, looks)
         _slopes(fig, shown, looks, bottom)
         if note:
             frame = {"facecolor": "#FFF3EC", "edgecolor": WARNING, "linewidth": 0.6, "boxstyle": "square,pad=0.25"}
@@ -201,7 +201,8 @@ def _gain(axes: Axes, table: pd.DataFrame, seeds: pd.DataFrame, looks: Mapping[s
 
 def _series(axes: Axes, own: pd.DataFrame, dots: pd.DataFrame, name: str, look: _Look) -> None:
     """Means joined by a line, an interval at each, and the seeds behind them."""
-    x = own.parameters.to_numpy(float) * 10**look.nudge
+    span = math.log10(max(dots.parameters.max() / dots.parameters.min(), 1.5))
+    x = own.parameters.to_numpy(float) * 10 ** (look.nudge * span)
     axes.plot(x, own[name], color=look.color, linestyle=look.linestyle, linewidth=1.1, zorder=4)
     for place, line in zip(x, own.to_dict("records"), strict=True):
         axes.plot([place] * 2, [line[f"{name}_low"], line[f"{name}_high"]], color=look.color, linewidth=1.0, zorder=3)
@@ -211,7 +212,7 @@ def _series(axes: Axes, own: pd.DataFrame, dots: pd.DataFrame, name: str, look: 
     )  # fmt: skip
     many = dots.groupby("backbone")[name].transform("count") > 1
     shown = dots[many & dots[name].notna()]
-    places = shown.parameters.to_numpy(float) * 10 ** (3.2 * look.nudge if look.nudge else 0.03)
+    places = shown.parameters.to_numpy(float) * 10 ** (span * (3.2 * look.nudge or 0.012))
     style: dict[str, Any] = {"marker": "o", "markersize": 2.2, "markeredgewidth": 0.0, "alpha": 0.45}
     axes.plot(places, shown[name], linestyle="", color=look.color, zorder=2, **style)
 
@@ -222,24 +223,21 @@ def _share_limits(*several: Axes) -> None:
     if drawn:
         low, high = min(axes.get_ylim()[0] for axes in drawn), max(axes.get_ylim()[1] for axes in drawn)
         for axes in drawn:
-            axes.set_ylim(low, high)
+            axes.set_ylim(low, high + 0.2 * (high - low))  # room for the key of the prompt sets
             axes.text(
                 0.015, 0, "SFT", transform=axes.get_yaxis_transform(), size=SMALL, color=GREY, va="bottom", ha="left",
             )  # fmt: skip
 
 
-def _set_names(axes: Axes, table: pd.DataFrame, looks: Mapping[str, _Look], name: str, noun: str) -> None:
-    """A key of the prompt sets, at the top of the panel where the lines leave room."""
-    low, high = axes.get_ylim()
-    if len(axes.lines) > 1:
-        axes.set_ylim(low, high)
+def _key(axes: Axes, looks: Mapping[str, _Look]) -> None:
+    """The prompt sets, above the lines."""
     for place, (prompts, look) in enumerate(looks.items()):
         top = 0.955 - 0.075 * place
         stroke: dict[str, Any] = {"color": look.color, "transform": axes.transAxes, "clip_on": False}
         axes.plot([0.03, 0.15], [top, top], linestyle=look.linestyle, linewidth=1.1, **stroke)
         mark: dict[str, Any] = {"markerfacecolor": look.face, "markeredgewidth": 0.9, "markersize": 4.2}
         axes.plot([0.09], [top], marker=look.marker, linestyle="", **mark, **stroke)
-        axes.text(0.18, top, f"{prompts} {noun}", transform=axes.transAxes, size=SMALL, color=look.color, va="center")
+        axes.text(0.18, top, f"{prompts} prompts", transform=axes.transAxes, size=SMALL, color=look.color, va="center")
 
 
 def _empty(axes: Axes, text: str) -> None:
