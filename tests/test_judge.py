@@ -35,7 +35,7 @@ from lab.rewards.judge import (
     verdict_tokens,
 )
 from lab.rewards.judge_templates import Templates, fill, read_templates
-from lab.stages.judge import add_markers, examples
+from lab.stages.judge import add_markers, examples, verdict_labels
 from lab.stages.judge import run as train_judge
 from lab.world.vocabulary import tokenizer
 
@@ -212,6 +212,9 @@ def test_every_pair_is_shown_in_both_orders_and_graded_on_both_sides() -> None:
         [*prompt, *chosen, markers.grade, markers.good],
         [*prompt, *rejected, markers.grade, markers.bad],
     ]
+    assert verdict_labels(rows[2])[-2:] == [-100, markers.good]
+    assert set(verdict_labels(rows[2])[:-1]) == {-100}
+    assert len(verdict_labels(rows[2])) == len(rows[2])
     with pytest.raises(ValueError, match=r"judge.max_length: 5 is shorter"):
         examples(pairs, words, markers, max_length=5)
 

@@ -32,6 +32,7 @@ class Judge:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.lock = threading.Lock()
+        self.drip_seconds = 0.0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,7 +48,11 @@ class Judge:
                     for name, value in {"Content-Length": str(len(answer)), **headers}.items():
                         self.send_header(name, value)
                     self.end_headers()
-                    self.wfile.write(answer)
+                    for byte in answer if outer.drip_seconds else ():
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(outer.drip_seconds)
+                    if not outer.drip_seconds:
+                        self.wfile.write(answer)
                 except OSError:
                     pass  # the client gave up, as a test of timeouts asks it to
 
@@ -168,6 +173,17 @@ def test_an_endpoint_that_hangs_times_out(server: Judge) -> None:
     assert "imeout" in backend.last_error
 
 
+def test_an_endpoint_that_drips_times_out(server: Judge) -> None:
+    """Every single read is quick, so only a deadline for the whole answer ends this."""
+    server.script = lambda n, question: (200, b" " * 40, {})
+    server.drip_seconds = 0.05
+    backend = server.backend(timeout_seconds=0.3)
+    begun = time.monotonic()
+    assert np.isnan(backend.grade([ASKED], [said("4")])).all()
+    assert time.monotonic() - begun < 1.5
+    assert "longer than judge.timeout_seconds" in backend.last_error
+
+
 def test_a_connection_that_is_refused_is_unknown(server: Judge) -> None:
     config = EndpointJudge("endpoint", "http://127.0.0.1:9/v1", "m", retries=1)
     backend = EndpointJudgeBackend(config, backoff_seconds=0.01)
@@ -269,10 +285,11 @@ def test_the_key_is_sent_and_never_said(server: Judge, monkeypatch: pytest.Monke
     assert "sk-secret" not in str(caught.value) + repr(backend)
 
 
-def test_a_redirect_does_not_carry_the_key_away(server: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", [302, 307])
+def test_a_redirect_does_not_carry_the_key_away(server: Judge, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     monkeypatch.setenv("JUDGE_TEST_KEY", "sk-secret-123")
-    server.script = lambda n, question: (307, b"", {"Location": f"{server.url}/elsewhere"})
-    with pytest.raises(JudgeFailedError, match="HTTP 307"):
+    server.script = lambda n, question: (status, b"", {"Location": f"{server.url}/elsewhere"})
+    with pytest.raises(JudgeFailedError, match=f"HTTP {status}"):
         server.backend(key_variable="JUDGE_TEST_KEY").grade([ASKED], [said("4")])
     assert len(server.requests) == 1
 

@@ -61,6 +61,11 @@ def examples(
     return [[*ids[row], verdict] for row in kept for ids, verdict in groups], len(pairs) - len(kept)
 
 
+def verdict_labels(ids: Sequence[int]) -> list[int]:
+    """Labels of one example: its last token alone, all others masked by -100."""
+    return [-100] * (len(ids) - 1) + [ids[-1]]
+
+
 def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
     """Config: ``training`` (WorldJudge), ``seed``. Inputs: "policy" (where the judge starts), "pairs".
 
@@ -79,7 +84,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     dataset = Dataset.from_dict(
         {
             "input_ids": [rows[row] for row in order],
-            "labels": [[-100] * (len(rows[row]) - 1) + rows[row][-1:] for row in order],
+            "labels": [verdict_labels(rows[row]) for row in order],
         }
     )
     arguments = SFTConfig(
