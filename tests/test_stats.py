@@ -252,3 +252,16 @@ def test_unusable_data_is_refused(strata: dict[str, np.ndarray], message: str) -
 def test_differences_need_the_same_prompts() -> None:
     with pytest.raises(ValueError, match=r"a - b: d: prompts do not match, got \(2, 3\) and \(2, 4\)"):
         HierarchicalBootstrap().difference("a", {"d": np.zeros((2, 3))}, "b", {"d": np.zeros((2, 4))})
+
+
+def test_the_p_value_of_a_difference_goes_with_its_interval() -> None:
+    rng = np.random.default_rng(3)
+    before = {"d": rng.normal(size=(3, 40))}
+    bootstrap = HierarchicalBootstrap()
+    for shift in (0.0, 0.3, 2.0):
+        after = {"d": before["d"] + shift + 0.1 * rng.normal(size=(3, 40))}
+        gap = bootstrap.difference("a", after, "b", before)
+        p = bootstrap.difference_p("a", after, "b", before)
+        assert (p < 0.05) == (gap.low > 0 or gap.high < 0)
+        assert p == pytest.approx(bootstrap.difference_p("b", before, "a", after))
+    assert bootstrap.difference_p("a", before, "a", before) == 1.0
