@@ -166,7 +166,13 @@ def read_scores(path: Path, items: Sequence[Item]) -> Scores:
     return scores
 
 
-def scores_of(items: Sequence[Item], known: Sequence[Item], scores: Scores) -> Scores:
+def with_pairs(items: Sequence[Item], scores: Scores) -> tuple[list[Item], list[NDArray[np.float64]]]:
+    """The items and their scores, and behind them the pairs made of those items that are no pairs (``pairs_of``)."""
+    pairs = pairs_of(item for item in items if item.kind != "pair")
+    return [*items, *pairs], [*scores, *scores_of(pairs, items, scores)]
+
+
+def scores_of(items: Sequence[Item], known: Sequence[Item], scores: Scores) -> list[NDArray[np.float64]]:
     """Scores of ``items`` looked up among those of ``known``, by prompt and completion. KeyError for a stranger."""
     table = {
         (item.prompt.text, text): value

@@ -5,6 +5,7 @@ Every bad row is a JsonlError naming file, row and key; rows that hold no compar
 
 from __future__ import annotations
 
+import hashlib
 import os.path
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 from lab.benchmarks.items import Item, Kind, texts_at
 from lab.data.jsonl import JsonlError, read_rows, shorten, text_at, value_at
+from lab.data.sources import file_digest
 from lab.records import Prompt
 
 Row = Mapping[str, Any]
@@ -46,6 +48,15 @@ def read_benchmark(path: Path | str, format: str) -> Loaded:
         raise JsonlError(f"{path}: the folder holds no .json, .jsonl, .jsonl.gz or .parquet file")
     parts = [_read(file, _rows(file), FORMATS[format]) for file in files]
     return _joined(path, parts)
+
+
+def digest(path: Path | str) -> str:
+    """What stands for a benchmark's file, or for all the files that would be read of a folder: SHA-256 in hex."""
+    path = Path(path)
+    if not path.is_dir():
+        return file_digest(path)
+    listed = "\n".join(f"{one.name} {file_digest(one)}" for one in sorted(path.iterdir()) if _readable(one))
+    return hashlib.sha256(listed.encode("utf-8")).hexdigest()
 
 
 HUB = {"allenai/reward-bench": ("rewardbench", "filtered"), "allenai/reward-bench-2": ("rewardbench2", "test")}

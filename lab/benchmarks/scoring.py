@@ -52,7 +52,7 @@ def credit(item: Item, scores: Floats) -> float:
         case "pair":
             return float(rewardbench.win(scores[0], scores[1]))
         case "best_of":
-            return rewardbench2.credit(list(scores))
+            return rewardbench2.credit(scores.tolist())
         case _:
             return float(margins(item, scores).accurate)
 
@@ -60,7 +60,7 @@ def credit(item: Item, scores: Floats) -> float:
 def margins(item: Item, scores: Floats) -> Margins:
     """The Ties margins of an item."""
     right = len(item.chosen)
-    return Margins.of(list(scores[:right]), list(scores[right:]))
+    return Margins.of(scores[:right].tolist(), scores[right:].tolist())
 
 
 def longest_is_right(item: Item, length: Callable[[str], int] = len) -> float:
@@ -227,6 +227,7 @@ def _interval(
 ) -> dict[str, float]:
     found = bootstrap.interval(model, _weighted(side, units, weights))
     low, high = max(bounds[0], found.low), min(bounds[1], found.high)
+    low, high = min(low, found.point), max(high, found.point)  # rounding, where nothing varies
     values = {value for subset in weights for value in np.unique(units[subset])}
     if values == {0.0} or values == {1.0}:
         n = 1 / sum(weight**2 / units[subset].shape[1] for subset, weight in weights.items())
