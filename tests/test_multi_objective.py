@@ -29,7 +29,7 @@ from lab.world.vocabulary import tokenizer
 
 SUM = Prompt("compute 3 + 4", "math", 1, {"verifier": "world_answer", "answer": "7", "steps": [["3", "+", "4", "7"]]})
 TIES = Prompt("name a color", "ties", 1, {"allowed": ["red"], "excluded": [], "category": "color"})
-WHO = Demonstrator(careful=0.5, slip=0.1, opener=0.5, closer=0.5, filler=0.3)
+WHO = Demonstrator(careful=0.5, slip=0.1, opener=0.0, closer=0.0, filler=0.0)
 SETTINGS = plain(MultiObjectiveConfig(gate_hidden=16, gate_steps=120, gate_batch=32))
 
 
@@ -161,13 +161,14 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Demonstrations as samples, and pairs in the order of the gold utility."""
+    """A plain and a dressed answer to each prompt as samples, and as pairs in the order of the gold utility."""
     folder, rng = tmp_path_factory.mktemp("pool"), random.Random(0)
     samples: list[tuple[Prompt, Completion]] = []
     pairs: list[Pair] = []
     for number in range(420):
         prompt = PROMPTS[DOMAINS[number % 6]](rng, 1)
-        texts = [demonstrate(rng, prompt, WHO) for _ in range(2)]
+        body = demonstrate(rng, prompt, WHO)
+        texts = [body, rng.choice((f"sure {body}", f"{body} thanks", f"sure {body} thanks", f"um {body}"))]
         samples += [(prompt, said(prompt, text, sample=n)) for n, text in enumerate(texts)]
         values = [utility(prompt, text).total for text in texts]
         if values[0] != values[1]:
@@ -198,9 +199,9 @@ def test_the_stage_learns_and_charges_its_ratings(trained: tuple[Any, Path]) -> 
     result, out = trained
     accuracy = json.loads((out / "accuracy.json").read_text(encoding="utf-8"))
     assert accuracy["held_out"] == 120
-    assert accuracy["accuracy"] > 0.62  # an untrained backbone, and yet it knows the courtesies
+    assert accuracy["accuracy"] > 0.72  # an untrained backbone, and yet it knows the courtesies
     assert set(accuracy["attributes"]) == {"correctness", "opening", "closing", "tidiness"}
-    assert accuracy["attributes"]["closing"]["r2"] > 0.5
+    assert accuracy["attributes"]["closing"]["r2"] > 0.1
     assert sum(found["mean_weight"] for found in accuracy["attributes"].values()) == pytest.approx(1.0, abs=1e-5)
     assert result.ledger.ratings == 480 * 4
     assert (result.ledger.preference_labels, result.ledger.gold_looks) == (0, 0)
