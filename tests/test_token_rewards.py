@@ -236,6 +236,24 @@ def test_steps_end_at_the_token_that_holds_their_last_character(text: str) -> No
             assert offsets[token][0] < span.end <= offsets[token][1]
 
 
+class SlowTokenizer(PreTrainedTokenizerFast):
+    """One that knows no offsets, as those written in Python."""
+
+    is_fast = False
+
+    def __call__(self, text: Any, **settings: Any) -> Any:
+        assert "return_offsets_mapping" not in settings
+        return super().__call__(text, **settings)
+
+
+def test_tokenizers_without_offsets_find_the_same_tokens() -> None:
+    text, words = "um 3 + 4 = 7 ; 7 - 0 = 7 ; answer 7 thanks", tokenizer()
+    slow = SlowTokenizer(tokenizer_object=words.backend_tokenizer, eos_token=words.eos_token)
+    assert not slow.is_fast
+    spans, ids = spans_of(SUM, text), encode_completion(words, text)
+    assert step_positions(slow, text, spans, ids) == step_positions(words, text, spans, ids) == [5, 11, 16]
+
+
 def test_lines_are_the_steps_of_other_texts() -> None:
     prompt = Prompt("how many", "math", 1, {"verifier": "gsm8k", "answer": "7"})
     text = "First 3.\n\n  Then ; 4.\nSo 7 \n"
