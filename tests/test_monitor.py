@@ -117,6 +117,10 @@ def test_an_alarm_is_the_first_rollout_above_its_limit() -> None:
     assert (line["rollout"], line["step"], line["threshold"]) == (7, 28, 3.5)
     assert (line["drift"], line["peak"]) == pytest.approx((4.0, 6.0))
     assert math.isnan(alarms(trace_of(length_mean=BASE + values), limits(length_mean=6.01))["rollout"].iloc[0])
+    flat = trace_of(repetition_group=[0.25] * 5 + [0.25 + 0.5])  # powers of 2: 0.5 / 0.01 is exactly what it is here
+    at_the_limit = 0.5 / SIGNALS["repetition_group"].resolution
+    assert alarms(flat, limits(repetition_group=at_the_limit))["rollout"].isna().all()
+    assert alarms(flat, limits(repetition_group=np.nextafter(at_the_limit, 0)))["rollout"].tolist() == [6]
     unknown = table.loc["entropy_nats"]  # not in this trace: no alarm, and no verdict
     assert not unknown["judged"]
     assert math.isnan(unknown["rollout"])

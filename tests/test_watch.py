@@ -18,6 +18,7 @@ from torch import Tensor
 from lab.config import OnlineMethod, plain
 from lab.data.jsonl import write_records
 from lab.models import ModelSize, load_classifier, new_policy
+from lab.monitor import SIGNALS
 from lab.online.trainer import OnlineTrainer
 from lab.online.watch import (
     kinds_of,
@@ -144,6 +145,7 @@ def test_the_signals_of_a_rollout() -> None:
         "watch_disagreement.many": spread * 2.25,
     }
     assert row == pytest.approx(expected, nan_ok=True)
+    assert {name.split(".")[0] for name in row} - set(SIGNALS) == {"watch_std"}  # the monitor reads this as a unit only
     assert rollout_signals(Members(2), {}, asked, answers, [[1]], paid)["disagreement"] == pytest.approx(2.25 / 2)
     with pytest.raises(ValueError, match=r"watcher held_out: \(3,\) scores for 4 completions"):
         rollout_signals(Fixed(), {"held_out": Fixed(1.0, 2.0, 3.0)}, asked, answers, [[1]], paid)
