@@ -14,10 +14,17 @@ def _compare(config: LabConfig) -> int:
     return compare.run(config)
 
 
+def _real_reward_model(config: LabConfig) -> int:
+    from experiments import real_reward_model
+
+    return real_reward_model.run(config)
+
+
 EXPERIMENTS: dict[str, Callable[[LabConfig], int]] = {
     "compare": _compare,
     "health": _compare,  # compare with one more arm
     "rm_size": _compare,  # its points; experiments.rm_size puts them together
+    "real_reward_model": _real_reward_model,
     "reward_models": _compare,
     "overoptimisation": _compare,
     "tune": _compare,  # every trial is an arm

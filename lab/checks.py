@@ -113,7 +113,7 @@ def check(config: LabConfig) -> None:
     _check_model_and_data(config)
     _check_training(config)
     _check_run(config)
-    if not config.arms:
+    if not config.arms and not config.candidates:
         raise ConfigError("arms: there are none to compare")
     labels: dict[str, str] = {}
     for name, arm in config.arms.items():
@@ -237,6 +237,7 @@ def _check_training(config: LabConfig) -> None:
     preferences = config.preferences
     if isinstance(preferences, PairsFileConfig):
         _check_exists("preferences.path", Path(preferences.path), folder=False)
+        check_reward_model("reward_model", config.reward_model, config)
         return
     if preferences.samples_per_prompt < 2:
         raise ConfigError(

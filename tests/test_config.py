@@ -86,6 +86,8 @@ def needed(path: Path, tmp_path: Path) -> list[str]:
         return [f"data={name}", f"data.path={tmp_path / 'rows.jsonl'}", *checkpoint]
     if (group, name) == ("backbone", "checkpoint"):
         return [f"backbone={name}", f"reward_model.backbone.path={tmp_path}"]
+    if (group, name) == ("preferences", "file"):
+        return [f"preferences={name}", f"preferences.path={tmp_path / 'rows.jsonl'}", "preferences.format=pairs"]
     return [f"{group}={name}"]
 
 
@@ -125,10 +127,14 @@ def test_every_method_and_every_reward_composes_and_builds(tmp_path: Path, monke
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_at_every_scale(experiment: str, scale: str) -> None:
-    config = composed(f"experiment={experiment}", f"scale={scale}")
+def test_every_experiment_at_every_scale(experiment: str, scale: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("[]")
+    files = {"real_reward_model": [f"preferences.path={tmp_path / 'rows.json'}"]}
+    config = composed(f"experiment={experiment}", f"scale={scale}", *files.get(experiment, []))
     assert config.experiment == experiment
     assert config.scale.name == scale
+    if not config.arms:  # no policy is trained
+        return
     online = [arm.method for arm in config.arms.values() if isinstance(arm.method, OnlineMethod)]
     assert online
     assert {method.steps for method in online} == {config.sizes.rl_steps}, "a scale must reach every arm"

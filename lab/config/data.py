@@ -84,7 +84,8 @@ class PreferencesConfig:
 class PairsFileConfig:
     """Preference pairs as somebody else stated them, from a local file (``lab.data.preference_files``).
 
-    held_out: share of the prompts kept to measure a reward model by; limit: at most so many training pairs (0: all).
+    held_out: share of the prompts kept to measure a reward model by; limit: at most so many training pairs (0: all);
+    max_characters: of prompt and longer completion (0: any); drop: faults whose rows are left out (all are counted).
     """
 
     kind: Literal["file"]
@@ -93,6 +94,11 @@ class PairsFileConfig:
     held_out: float = 0.15
     limit: int = 0
     max_characters: int = 4000
+    drop: Sequence[Literal["identical", "duplicate", "oversized", "diverging"]] = (
+        "identical",
+        "duplicate",
+        "oversized",
+    )
     seed: int = 0
 
 
