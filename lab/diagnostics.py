@@ -130,7 +130,7 @@ def diagnose(
         if len(known) < len(strata):
             row[f"{name}_domains"] = len(known)
     scored = np.isfinite(scores_SPN).all(-1)
-    row["constant_scores"] = float((scored & (scores_SPN == scores_SPN[..., :1]).all(-1)).mean())
+    row["constant_scores"] = float((scores_SPN == scores_SPN[..., :1]).all(-1).mean())
     row["constant_gold"] = float((gold == gold[:, :1]).all(-1).mean())
     row["unscored"] = float((~scored).mean())
     return row | {"n_seeds": scores_SPN.shape[0], "n_prompts": scores_SPN.shape[1], "n_samples": scores_SPN.shape[2]}
