@@ -8,14 +8,16 @@ random reward raises nothing. Whatever the rows say is the result.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.sweep import write_point
 from lab.config import ArmConfig, BestOfNMethod, DirectMethod, LabConfig
 from lab.execute import Outcome, execute
-from lab.graph import FLOPS_PER_SECOND, ArmRun, Graph, build_graph, seeds_of
+from lab.graph import FLOPS_PER_SECOND, ArmRun, CandidateRun, Graph, build_graph, seeds_of
 from lab.plan import Plan, Step
 from lab.records import Ledger
 from lab.store import Store
@@ -71,7 +73,9 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
             f"no table: the arm {baseline!r}, from which all differences are measured, did not finish", file=sys.stderr
         )
         return 1
-    assert_comparable({f"{run.arm}, seed {run.seed}": provenance(graph, store, run) for run in built})
+    owned = {f"{run.arm}, seed {run.seed}": provenance(graph, store, run) for run in built}
+    assert_comparable(owned)
+    shared = next(iter(owned.values()))
     rows = read_rows([store.load(run.evaluation.key).path / "rows.parquet" for run in built])
     path = folder / "rows.parquet"
     rows.to_parquet(path.with_suffix(".tmp"), index=False, compression="zstd")
@@ -123,7 +127,36 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
         print(
             f"{missing} of {len(graph.runs)} runs are missing: see the notes in {folder / 'table.md'}", file=sys.stderr
         )
-    return 1 if missing else 0
+    absent = [run for run in graph.candidates for step in run.steps if not store.has(step.key)]
+    for run in dict.fromkeys(absent):
+        print(f"reward source {run.candidate}, seed {run.seed}: not complete", file=sys.stderr)
+    code = 1 if missing or absent else 0
+    write_point(
+        config,
+        folder,
+        shared=shared,
+        runs=sources["runs"],
+        expected={name: seeds_of(config, arm) for name, arm in arms.items()},
+        candidates=[candidate_record(store, run) for run in graph.candidates if run not in absent],
+        code=code,
+    )
+    return code
+
+
+def candidate_record(store: Store, run: CandidateRun) -> dict[str, Any]:
+    """What a sweep needs to know of one reward source under one seed: its training, and its scores on the benchmark."""
+    record: dict[str, Any] = {"candidate": run.candidate, "seed": run.seed}
+    if run.source.trained:
+        metrics = [store.manifest(step.key)["metrics"] for step in run.source.trained]
+        record |= {name: metrics[0].get(name) for name in ("parameters", "accuracy", "pairs")}
+        ledgers = [store.manifest(step.key)["ledger"] for step in run.source.trained]
+        record["training_flops"] = sum(ledger["training_flops"] for ledger in ledgers)
+    if run.benchmark is not None:
+        found = json.loads((store.load(run.benchmark.key).path / "results.json").read_text(encoding="utf-8"))["scores"]
+        for half in ("all", "easy", "hard"):
+            part = found["world"].get(half, {}).get("overall")
+            record["overall" if half == "all" else half] = None if part is None else part["score"]
+    return record
 
 
 def styles(arms: Mapping[str, ArmConfig]) -> dict[str, Any]:

@@ -92,8 +92,16 @@ def _described(point: Point) -> dict[str, Any]:
         "seeds": point.seeds,
         "status": point.status,
         "note": point.note,
-        "reward_models": point.record["reward_models"] if point.record else [],
+        "reward_models": _reward_models(point),
     }
+
+
+def _reward_models(point: Point) -> list[dict[str, Any]]:
+    """The point's reward models, one a seed, with what the random and the length-only reward score on the benchmark."""
+    found = point.record["candidates"] if point.record else []
+    of = {one["candidate"]: one for one in found}
+    beside = {key: of[name]["overall"] for key, name in (("chance", "random"), ("length_only", "length")) if name in of}
+    return [{**one, **beside} for one in found if one["candidate"] == "reward_model"]
 
 
 def _source(point: Point) -> dict[str, Any]:

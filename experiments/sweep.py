@@ -26,7 +26,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lab.config import LabConfig
 from lab.typed import plain
@@ -107,7 +107,7 @@ class Collect(Callback):  # type: ignore[misc, unused-ignore]
         note = "" if done else str(job_return._return_value)  # the property prints before it raises
         name = f"run {config.hydra.job.num} ({' '.join(config.hydra.overrides.task)}): "
         report = {
-            "overrides": list(config.hydra.overrides.task),
+            "overrides": list(_as_written(config)),
             "completed": done,
             "note": note.removeprefix(name),
         }
@@ -133,7 +133,7 @@ def planned(config: DictConfig) -> list[Point]:
             point = Point(
                 number=number,
                 experiment=composed.experiment,
-                overrides=tuple(composed.hydra.overrides.task),
+                overrides=_as_written(composed),
                 choices={k: str(v) for k, v in composed.hydra.runtime.choices.items() if not k.startswith("hydra")},
                 seeds=tuple(range(composed.first_seed, composed.first_seed + composed.seeds)),
                 folder=_results(composed),
@@ -143,6 +143,12 @@ def planned(config: DictConfig) -> list[Point]:
     finally:
         HydraConfig.instance().cfg = before
     return points
+
+
+def _as_written(config: DictConfig) -> tuple[str, ...]:
+    """The overrides of a run, interpolations unresolved; Hydra escapes those of a run that is under way."""
+    written = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    return tuple(str(item).replace("\\", "") for item in written)  # type: ignore[union-attr]
 
 
 def _results(config: DictConfig) -> Path:
@@ -170,16 +176,16 @@ def write_point(
     shared: Mapping[str, Any],
     runs: Sequence[Mapping[str, Any]],
     expected: Mapping[str, Sequence[int]],
-    reward_models: Sequence[Mapping[str, Any]] = (),
+    candidates: Sequence[Mapping[str, Any]] = (),
     code: int = 0,
 ) -> Path:
     """``point.json`` beside ``folder``/rows.parquet: what a sweep must know of this run. To be written last of all.
 
     ``shared``: what all arms share, ``{"sft_digest", "prompts_digest", "sampler"}`` as ``assert_comparable`` had it.
     ``runs``: a mapping for each evaluation that was built: arm, seed, evaluation (its key), digest.
-    ``expected``: arm -> the seeds that were planned. ``reward_models``: one mapping a seed: seed, parameters, accuracy
-    (of held-out pairs), training_flops; of the benchmark overall, easy, hard (shares, or None) and, where they are
-    known, chance and length_only (what guessing, and the length-only reward, score overall). ``code``: exit code.
+    ``expected``: arm -> the seeds that were planned. ``candidates``: one mapping for each reward source and seed:
+    candidate, seed, of trained ones parameters, pairs, accuracy (of held-out pairs) and training_flops, and of the
+    benchmark overall, easy, hard (shares, or None). ``code``: exit code.
 
     Raises FileNotFoundError without rows, ValueError for NaN.
     """
@@ -193,7 +199,7 @@ def write_point(
         "shared": dict(shared),
         "runs": [dict(run) for run in runs],
         "expected": {arm: list(seeds) for arm, seeds in expected.items()},
-        "reward_models": [dict(one) for one in reward_models],
+        "candidates": [dict(one) for one in candidates],
         "rows_sha256": _sha256(folder / "rows.parquet"),
     }
     _write(folder / POINT, record)

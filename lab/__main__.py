@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ def sweep_point() -> str:
         name = f"{name[:80]}-{text_id(name)}"
     return f"/sweep/{name or HydraConfig.get().job.num}"
 
+
+# conf/hydra/launcher has files of the launchers' own names, complete in themselves; Hydra says at every composition that
+# it will one day stop checking them against the plugins' schemas.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 OmegaConf.register_new_resolver("tenth", tenth, replace=True)
 OmegaConf.register_new_resolver("sweep_point", sweep_point, replace=True)
@@ -236,6 +241,8 @@ def launch() -> None:
     except RunFailedError as error:
         failed = str(error)
     except Exception as error:
+        if str(error).startswith("Unknown plugin class"):
+            raise ConfigError(f"hydra: {error}: not installed (pip install -e '.[cluster]')") from error
         if not sweep_is_open():
             raise
         failed = f"{type(error).__name__}: {error}"  # a launcher lost a run: its process died, or ran out of time

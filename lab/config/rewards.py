@@ -25,7 +25,8 @@ class PolicyBackbone:
 
 @dataclass(frozen=True)
 class WorldBackbone:
-    """A base of its own, pretrained in the world: a step of the ladder of sizes, or another lineage.
+    """A base of its own, pretrained in the world and then fine-tuned on the demonstrations as the policy was (``sft``
+    null: not): a step of the ladder of sizes, or another lineage.
 
     ``data_seed`` and ``habits`` make its corpus; ``domains`` weighs the corpus mix (copies of a domain's share of 1).
     """
@@ -35,6 +36,7 @@ class WorldBackbone:
     size: SizeConfig
     base: SupervisedConfig
     habits: DemonstratorConfig
+    sft: SupervisedConfig | None = None
     data_seed: int = 0
     domains: Mapping[str, int] | None = None
 

@@ -25,11 +25,15 @@ class ArmConfig:
 
 @dataclass(frozen=True)
 class CandidateConfig:
-    """One reward source to be benchmarked and used for best-of-n. ``each_seed``: one a seed, else one in all."""
+    """One reward source to be benchmarked and used for best-of-n.
+
+    ``each_seed``: one a seed, else one in all; ``pool``: it scores the pool of samples too, not the benchmark alone.
+    """
 
     label: str
     reward: RewardConfig
     each_seed: bool = True
+    pool: bool = True
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,12 @@ class CandidateRun:
     candidate: str
     seed: int
     source: Source
-    scores: Step
+    scores: Step | None
     benchmark: Step | None
 
     @property
     def steps(self) -> list[Step]:
-        return [*self.source.trained, self.scores, *([self.benchmark] if self.benchmark else [])]
+        return [*self.source.trained, *(step for step in (self.scores, self.benchmark) if step is not None)]
 
 
 @dataclass(frozen=True)
@@ -257,4 +257,5 @@ class _Candidates:
                 f"benchmark of {label}",
                 self.shared.forward(24 * self.shared.config.benchmark.per_domain),
             )
-        return CandidateRun(name, seed, source, scores(self.shared, source, self.pool, label), benchmark)
+        scored = scores(self.shared, source, self.pool, label) if candidate.pool else None
+        return CandidateRun(name, seed, source, scored, benchmark)

@@ -53,16 +53,7 @@ class Shared:
         self.gold = "verifier" if isinstance(config.data, JsonlData) else "world"
         self.data = self._data()
         self.base = self._base()
-        self.sft = self.step(
-            "sft",
-            {"split": "sft", "training": identity(config.sft)},
-            {"data": self.data["sft"], "policy": self.base},
-            "SFT checkpoint",
-            self.training(config.sft.examples * config.sft.epochs),
-            threads=config.run.base_threads,
-            micro_batch=config.sft.micro_batch,
-            save_every=config.run.save_steps,
-        )
+        self.sft = self.fine_tuned(self.base, config.sft)
         self.pairs = self.step(
             "preferences",
             {
@@ -142,7 +133,8 @@ class Shared:
         if backbone.domains:
             settings["domains"] = dict(backbone.domains)
         corpus = self.step("data", settings, {}, f"{backbone.base.examples:,} demonstrations (base {backbone.name})")
-        return self.world_base(corpus, backbone.size, backbone.base)
+        base = self.world_base(corpus, backbone.size, backbone.base)
+        return base if backbone.sft is None else self.fine_tuned(base, backbone.sft, backbone.size, backbone.name)
 
     def world_base(self, corpus: Step, size: SizeConfig, training: SupervisedConfig) -> Step:
         """A causal language model of this shape, pretrained from scratch on a corpus of demonstrations."""
@@ -151,6 +143,19 @@ class Shared:
             {"split": "base", "training": identity(training), "size": plain(size)},
             {"data": corpus},
             f"base, {parameters(size):,.0f} parameters",
+            self.training(training.examples * training.epochs, size),
+            threads=self.config.run.base_threads,
+            micro_batch=training.micro_batch,
+            save_every=self.config.run.save_steps,
+        )
+
+    def fine_tuned(self, base: Step, training: SupervisedConfig, size: SizeConfig | None = None, of: str = "") -> Step:
+        """A base after supervised fine-tuning on the demonstrations."""
+        return self.step(
+            "sft",
+            {"split": "sft", "training": identity(training)},
+            {"data": self.data["sft"], "policy": base},
+            f"SFT checkpoint {of}".rstrip(),
             self.training(training.examples * training.epochs, size),
             threads=self.config.run.base_threads,
             micro_batch=training.micro_batch,
