@@ -269,8 +269,8 @@ def report(config: LabConfig, graph: RealGraph, store: Store) -> None:
         "table": records(table),
         "seeds": list(range(config.first_seed, config.first_seed + config.seeds)),
         "resamples": resamples,
-        "reward_model": plain(config.reward_model),
-        "candidates": {name: identity(candidate) for name, candidate in config.candidates.items()},
+        "reward_model": _named(plain(config.reward_model)),
+        "candidates": {name: _named(identity(candidate)) for name, candidate in config.candidates.items()},
         "preferences": {"file": Path(_file(graph.pairs)).name, **_read_json(card)},
         "benchmarks": {
             name: {"file": Path(_file(step)).name, "format": step.config["format"], "digest": step.config["digest"],
@@ -388,6 +388,13 @@ def _file(step: Step) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _named(value: Any) -> Any:
+    """Plain data with every path as the name of its file: no path of this machine leaves it."""
+    if not isinstance(value, dict):
+        return value
+    return {key: Path(item).name if key == "path" and item else _named(item) for key, item in value.items()}
 
 
 def _source(store: Store, step: Step) -> dict[str, Any]:
