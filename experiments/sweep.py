@@ -26,7 +26,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from lab.config import LabConfig
 from lab.typed import plain
@@ -146,9 +146,8 @@ def planned(config: DictConfig) -> list[Point]:
 
 
 def _as_written(config: DictConfig) -> tuple[str, ...]:
-    """The overrides of a run, interpolations unresolved; Hydra escapes those of a run that is under way."""
-    written = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    return tuple(str(item).replace("\\", "") for item in written)  # type: ignore[union-attr]
+    """The overrides of a run. Not where its results go: Hydra resolves ``${sweep_point:}`` there at another time."""
+    return tuple(str(item) for item in config.hydra.overrides.task if not str(item).startswith("run.results="))
 
 
 def _results(config: DictConfig) -> Path:
@@ -274,7 +273,7 @@ def assert_comparable(points: Sequence[Point], group: str) -> None:
 
 
 def _name(point: Point) -> str:
-    return point.folder.name
+    return " ".join(point.overrides) or f"run {point.number}"
 
 
 def _one_value(values: Mapping[str, str], what: str) -> None:

@@ -57,8 +57,8 @@ def sweep_point() -> str:
     return f"/sweep/{name or HydraConfig.get().job.num}"
 
 
-# conf/hydra/launcher has files of the launchers' own names, complete in themselves; Hydra says at every composition that
-# it will one day stop checking them against the plugins' schemas.
+# conf/hydra/launcher has files of the launchers' own names, complete in themselves; Hydra says at every composition
+# that it will one day stop checking them against the plugins' schemas.
 warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 OmegaConf.register_new_resolver("tenth", tenth, replace=True)

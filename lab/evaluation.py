@@ -152,7 +152,8 @@ def judge(answers: Sequence[Answer], gold: str) -> list[Judgement]:
                 judgements.append(Judgement(parts.total, parts.correct, parts.style, outcome, extracted))
             case "verifier" if verdict is not None:
                 failed = verdict.outcome in (Outcome.TIMEOUT, Outcome.ERROR)
-                judgements.append(Judgement(float("nan") if failed else float(verdict.correct), None, None, outcome, extracted))
+                truth = float("nan") if failed else float(verdict.correct)
+                judgements.append(Judgement(truth, None, None, outcome, extracted))
             case "verifier":
                 raise ValueError(f"prompt {one.prompt.id}: no verifier, so nothing says whether an answer is good")
             case _:

@@ -220,8 +220,8 @@ class JudgeSource:
 
 @dataclass(frozen=True)
 class ImplicitSource:
-    """A DPO policy as reward model. log_ratio: sum of log pi/pi_ref over the completion; the others drop the reference:
-    sum, average per token, or sum over length-normalised ("norm") as RewardBench does."""
+    """A DPO policy as reward model. log_ratio: sum of log pi/pi_ref over the completion. The others drop the reference,
+    as RewardBench does: sum and average of log pi over its tokens, and norm, minus their Euclidean norm."""
 
     kind: Literal["implicit"]
     method: DirectMethod

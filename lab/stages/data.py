@@ -21,9 +21,10 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     """Write `<split>.jsonl` for every split and `card.json` (counts, duplicates dropped, lengths).
 
     Config for `kind: world`: `seed`, demonstrators `base` and `sft`, `counts` of base, sft, preference, rl, evaluation,
-    tuning; optional `levels` and `domains` (how often each domain comes, 1 where it is not named). For `kind: jsonl`: `digest` (of the file, by `lab.data.sources.file_digest`), `question`, `answer`,
-    `verifier`, `domain`, `seed`, `counts` (no base). The file's path is no part of identity and comes as
-    `context.resources["path"]`, else as `config["path"]`. Raises ValueError naming file, line and key.
+    tuning; optional `levels` and `domains` (how often each domain comes, 1 where it is not named). For `kind: jsonl`:
+    `digest` (of the file, by `lab.data.sources.file_digest`), `question`, `answer`, `verifier`, `domain`, `seed`,
+    `counts` (no base). The file's path is no part of identity and comes as `context.resources["path"]`, else as
+    `config["path"]`. Raises ValueError naming file, line and key.
     """
     card: dict[str, Any] = {"kind": config["kind"]}
     match config["kind"]:

@@ -36,7 +36,7 @@ from lab.store import Context, StageResult
 
 def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
     """Config: ``arm``, ``seed`` (of its training), ``evaluation`` (EvaluationConfig, and optionally ``curve_prompts``,
-    prompts a domain at checkpoints along the way, 0 for all), ``gold`` ("world" or "verifier"), optional ``run``, optional
+    prompts a domain at checkpoints along the way, 0 for all), ``gold`` ("world" or "verifier"), optional ``run`` and
     ``proxy`` (RewardConfig). Inputs: "policy", "reference" (the SFT policy), "prompts", and what the proxy needs.
 
     Writes ``rows.parquet``. KL on greedy answers is that along the greedy path: no estimate of the sequence KL. At a

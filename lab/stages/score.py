@@ -15,11 +15,12 @@ from lab.data.jsonl import read_prompts
 from lab.evaluation import Hardware
 from lab.records import Completion, Ledger
 from lab.rewards import load_reward
+from lab.rewards.judge import JudgeReward
 from lab.store import Context, StageResult
 
 
 def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
-    """Config: ``reward`` (RewardConfig), ``split`` of the prompts. Inputs: "pool", "prompts", and what the source needs.
+    """Config: ``reward`` (RewardConfig), ``split`` of the prompts. Inputs: "pool", "prompts", what the source needs.
 
     Writes ``scores.parquet`` (prompt_id, sample, score; null where the source cannot score) in the pool's order. The
     metrics hold seconds per 1,000 scores and the spread within a prompt.
@@ -51,4 +52,5 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         "mean": float(known.mean()) if len(known) else None,
         "seconds_per_1000": 1000 * seconds / max(len(scores), 1),
     }
-    return StageResult(Ledger(), metrics)
+    calls = source.calls if isinstance(source, JudgeReward) else 0
+    return StageResult(Ledger(judge_calls=calls), metrics)
