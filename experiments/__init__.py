@@ -14,6 +14,18 @@ def _compare(config: LabConfig) -> int:
     return compare.run(config)
 
 
+def _reward_models(config: LabConfig) -> int:
+    from experiments import reward_models
+
+    return reward_models.run(config)
+
+
+def _overoptimisation(config: LabConfig) -> int:
+    from experiments import overoptimisation
+
+    return overoptimisation.run(config)
+
+
 def _real_reward_model(config: LabConfig) -> int:
     from experiments import real_reward_model
 
@@ -25,8 +37,8 @@ EXPERIMENTS: dict[str, Callable[[LabConfig], int]] = {
     "health": _compare,  # compare with one more arm
     "rm_size": _compare,  # its points; experiments.rm_size puts them together
     "real_reward_model": _real_reward_model,
-    "reward_models": _compare,
-    "overoptimisation": _compare,
+    "reward_models": _reward_models,
+    "overoptimisation": _overoptimisation,
     "tune": _compare,  # every trial is an arm
 }
 

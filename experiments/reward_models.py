@@ -30,6 +30,7 @@ from lab.config import (
 )
 from lab.execute import Outcome
 from lab.graph import CandidateRun, Graph, build_graph, seeds_of
+from lab.plan import Step
 from lab.records import Ledger
 from lab.store import Store
 from lab.typed import ConfigError, plain
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
     from lab.tables.reward_models import Measured, Pool, RewardModels
 
+Drawing = Callable[[Mapping[str, Any], Mapping[str, Any]], "Figure"]
+"""From the content of ``reward_models.json``, and the sources that a sidecar names, to a figure."""
+
 NAME = "reward_models"
 PPO = "ppo_"
 """An arm of this name and a candidate's is PPO against that candidate."""
@@ -48,19 +52,28 @@ PPO = "ppo_"
 def run(config: LabConfig) -> int:
     """Print the plan (``plan=true``) or run it and write tables and figures; 0 if every run finished.
 
-    Raises ConfigError where an arm named after a candidate is paid by something else.
+    Raises ConfigError where an arm named after a candidate is paid by something else, or a candidate skips the pool.
     """
     for name, candidate in config.candidates.items():
         arm = config.arms.get(PPO + name)
         if arm is not None and arm.reward != candidate.reward:
             raise ConfigError(f"arms.{PPO}{name}.reward: expected that of candidates.{name}, after which it is named")
     graph, store = build_graph(config), Store(Path(config.run.store))
+    for run in graph.candidates:
+        pool_scores(run)
     outcome = compare.carry_out(config, graph, store)
     return 0 if outcome is None else report(config, graph, store, outcome)
 
 
+def pool_scores(run: CandidateRun) -> Step:
+    """The step of its scores on the pool. Raises ConfigError if it has none."""
+    if run.scores is None:
+        raise ConfigError(f"candidates.{run.candidate}.pool: this experiment needs scores on the pool: expected true")
+    return run.scores
+
+
 def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> int:
-    """The arms' report (``experiments.compare``), then tables and figures of the candidates; 0 if nothing is missing."""
+    """The arms' report (``experiments.compare``), then tables and figures of the candidates; 0 if all is there."""
     from lab.tables.reward_models_text import TABLES, terminal, write
 
     code = compare.report(config, graph, store, outcome)
@@ -99,7 +112,7 @@ def assert_comparable(graph: Graph, store: Store, runs: list[CandidateRun]) -> N
     assert graph.pool is not None  # there are candidates
     found: dict[str, dict[str, str]] = {"the pool": {}, "the prompts": {}, "the benchmark": {}}
     for run in runs:
-        name, inputs = f"{run.candidate}, seed {run.seed}", store.manifest(run.scores.key)["inputs"]
+        name, inputs = f"{run.candidate}, seed {run.seed}", store.manifest(pool_scores(run).key)["inputs"]
         found["the pool"][name] = inputs["pool"]["digest"]
         found["the prompts"][name] = inputs["prompts"]["digest"]
         if run.benchmark is not None:
@@ -153,7 +166,7 @@ def measure(
 
     from lab.tables.reward_models import Measured, read_scores
 
-    scores = [read_scores(store.load(run.scores.key).path / "scores.parquet", pool) for run in runs]
+    scores = [read_scores(store.load(pool_scores(run).key).path / "scores.parquet", pool) for run in runs]
     costs = [_costs(graph, store, candidate, run) for run in runs]
     return Measured(
         label=candidate.label,
@@ -190,14 +203,12 @@ def benchmarked(
     every = with_pairs(items, next(iter(scores.values()))[0][: len(items)])[0]
     settings: dict[str, Any] = {"may_abstain": True, "resamples": config.run.resamples}
     table = score_table(every, scores, **settings)
-    tests = compare_models(every, scores if baseline in scores else {}, **settings)
-    if baseline in scores:
-        tests = compare_models(every, scores, baseline=baseline, **settings)
-    return table, tests
+    known = baseline in scores
+    return table, compare_models(every, scores if known else {}, baseline=baseline if known else None, **settings)
 
 
 def policies(config: LabConfig, graph: Graph, store: Store) -> pd.DataFrame:
-    """What PPO made of each candidate: lines of the table that ``experiments.compare`` has just written, by candidate."""
+    """What PPO made of each candidate: lines of the table that ``experiments.compare`` just wrote, by candidate."""
     import pandas as pd
 
     from lab.tables import ALL
@@ -237,7 +248,11 @@ def _log_odds(store: Store, candidate: CandidateConfig, run: CandidateRun) -> fl
     if isinstance(reward, ClassifierSource):
         unit = store.manifest(run.source.inputs["reward_model"].key)["metrics"]["scale"]
         return float(unit / reward.scale)
-    if isinstance(reward, ImplicitSource) and reward.variant == "log_ratio" and reward.method.loss == "sigmoid":
+    if (
+        isinstance(reward, ImplicitSource)
+        and reward.variant == "log_ratio"
+        and tuple(reward.method.loss_type) == ("sigmoid",)
+    ):
         unit = store.manifest(run.source.inputs["normalisation"].key)["metrics"]["scale"]
         return float(unit * reward.method.beta / reward.scale)
     return math.nan
@@ -272,7 +287,7 @@ def _costs(graph: Graph, store: Store, candidate: CandidateConfig, run: Candidat
         pairs = [manifest["metrics"]["pairs"] for manifest in manifests if manifest["kind"] == "reward_model"]
         labels = max(pairs) if pairs and pool.preference_labels else pool.preference_labels
         total += dataclasses.replace(pool, preference_labels=0 if candidate.reward.kind in POINTWISE else labels)
-    metrics = store.manifest(run.scores.key)["metrics"]
+    metrics = store.manifest(pool_scores(run).key)["metrics"]
     spent = {name: float(value) for name, value in plain(total).items()}
     return spent | {"seconds_per_1000": float(metrics["seconds_per_1000"])}
 
@@ -281,7 +296,7 @@ def _costs(graph: Graph, store: Store, candidate: CandidateConfig, run: Candidat
 
 
 def sources(config: LabConfig, graph: Graph, store: Store, runs: list[CandidateRun]) -> dict[str, Any]:
-    """What the figures were drawn from: keys and digests of every run, the pool, the benchmark and the SFT checkpoint."""
+    """What the figures were drawn from: keys and digests of every run, pool, benchmark and SFT checkpoint."""
     from lab.artifact import sha256_file
     from lab.tables.reward_models_text import TABLES
 
@@ -301,7 +316,7 @@ def sources(config: LabConfig, graph: Graph, store: Store, runs: list[CandidateR
             {
                 "candidate": run.candidate,
                 "seed": run.seed,
-                "scores": named(run.scores.key),
+                "scores": named(pool_scores(run).key),
                 "benchmark": named(run.benchmark.key) if run.benchmark else None,
             }
             for run in runs
@@ -309,8 +324,8 @@ def sources(config: LabConfig, graph: Graph, store: Store, runs: list[CandidateR
     }
 
 
-def drawings() -> dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Figure]]:
-    """Figure -> what draws it from the content of ``reward_models.json`` and the sources that its sidecar names."""
+def drawings() -> dict[str, Drawing]:
+    """Figure -> what draws it."""
     from lab.figures import reward_models as figures
     from lab.tables.reward_models_text import from_payload
 
@@ -320,10 +335,11 @@ def drawings() -> dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Fig
         "association": figures.association_figure,
         "calibration": figures.calibration_figure,
     }
-    return {
-        name: lambda found, told, figure=figure: figure(from_payload(found), note=told["note"])
-        for name, figure in known.items()
-    }
+
+    def drawing(figure: Callable[[RewardModels, str | None], Figure]) -> Drawing:
+        return lambda found, told: figure(from_payload(found), told["note"])
+
+    return {name: drawing(figure) for name, figure in known.items()}
 
 
 def draw(found: Mapping[str, Any], told: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -261,10 +261,11 @@ def _ranking(found: RewardModels) -> list[str]:
         if lines.empty or lines.n_models.max() < 3:
             said.append(f"Too few reward models were used for {use} to say what ranks them.")
             continue
-        top = lines.loc[lines.spearman.abs().idxmax()]
+        whole = lines[lines.n_models == lines.n_models.max()]  # known of all: a best of few is a matter of chance
+        top = whole.loc[whole.spearman.abs().idxmax()]
         clear = lines[(lines.spearman_low > 0) | (lines.spearman_high < 0)]
         text = (
-            f"What ranks {top.n_models:.0f} reward models for {use} best, of {len(lines)} numbers tried, is "
+            f"What ranks {top.n_models:.0f} reward models for {use} best, of {len(whole)} numbers known of all, is "
             f"{top.label} (Spearman {interval(top, 'spearman', '+.2f')}); "
         )
         text += (
