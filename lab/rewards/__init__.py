@@ -38,7 +38,7 @@ def load_reward(config: Mapping[str, Any], inputs: Mapping[str, Path], device: s
 
     ``inputs`` holds the artifacts of trained ones: "reward_model", "multi_objective", "outcome", "process", "judge",
     "implicit_policy" and "implicit_reference", "member_0", "member_1" ...; of part NAME of a mixture
-    "NAME.reward_model" and so on; and "normalisation" of a source whose own artifact has none (without it shift 0 and scale 1).
+    "NAME.reward_model" and so on; and "normalisation" of a source whose own artifact has none (else shift 0, scale 1).
 
     Raises ValueError if a trained source is asked for and its artifact is not among the inputs.
     """

@@ -39,7 +39,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     Inputs: "sft" (the policy), "data".
 
     Writes ``pairs.jsonl``, ``held_out.jsonl`` (true order), ``reference.jsonl`` (SFT samples on which a reward model is
-    normalised), ``samples.jsonl`` (all completions of the other prompts) and ``card.json``. Raises ValueError if no pair
+    normalised), ``samples.jsonl`` (all completions of the other prompts), ``card.json``. Raises ValueError if no pair
     could be labelled.
     """
     settings = build(PreferencesConfig, config["preferences"], "preferences")
