@@ -166,7 +166,7 @@ def test_an_empty_unfinished_completion_is_judged_at_its_prompt() -> None:
     for kind in ("outcome", "process"):
         (row,) = token_rows(words, kind, [Labelled(SUM, nothing, (0.0,))])
         assert row["input_ids"] == encode_prompts(words, [SUM.text])[0]
-        assert row["labels"] == [UNLABELLED] * (len(row["labels"]) - 1) + [0.0]
+        assert row["labels"] == [UNLABELLED] * (len(row["input_ids"]) - 1) + [0.0]
 
 
 def test_unknown_verdicts_are_not_wrong() -> None:

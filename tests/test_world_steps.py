@@ -64,6 +64,7 @@ FREE = Prompt(FREE.text, FREE.domain, FREE.level, {**FREE.gold, "count": 2})
         (SUM, "3 + 4 = 7 ; 3 + 4 = 7 ; answer 5", "101"),  # going round is not going on
         (SUM, "7 - 2 = 5 ; 3 + 4 = 7 ; answer 5", "101"),
         (SUM, "3 + 4 = 7 7 - 2 = 5 ; answer 5", "01"),
+        (SUM, "3 + 4 = 8 answer 5", "0"),  # wrong work cannot hide in the step of a right answer
         (SUM, "answer um 5", "0"),  # nor does the verifier read it
         (SUM, "thanks", "0"),
         (SUM, "", "0"),
