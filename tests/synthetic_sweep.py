@@ -38,7 +38,7 @@ def reward_models(backbone: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     return found
 
 
-def rows(backbone: str, prompts: str, seeds: Sequence[int], n_prompts: int = 30) -> pd.DataFrame:
+def rows(backbone: str, prompts: str, seeds: Sequence[int], n_prompts: int = 12) -> pd.DataFrame:
     """Size buys nothing on easy prompts; on hard ones 0.05 gold per tenfold parameters of best-of-n and 0.03 of PPO."""
     difficulty = np.random.default_rng(derive_seed("synthetic prompts", prompts))
     level = {d: difficulty.normal(0.7 if prompts == "easy" else 0.35, 0.15, n_prompts) for d in ("math", "safety")}
@@ -66,7 +66,7 @@ def rows(backbone: str, prompts: str, seeds: Sequence[int], n_prompts: int = 30)
                         "level": 1 if prompts == "easy" else 3,
                         "sample": 0,
                         "completion": "x",
-                        "gold": base + gain + rng.normal(0, 0.03, n_prompts),
+                        "gold": base + gain + rng.normal(0, 0.02, n_prompts),
                         "gold_correct": None,
                         "gold_style": None,
                         "verdict": None,
