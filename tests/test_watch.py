@@ -19,6 +19,7 @@ from lab.config import OnlineMethod, plain
 from lab.data.jsonl import write_records
 from lab.models import ModelSize, load_classifier, new_policy
 from lab.monitor import SIGNALS
+from lab.online.rollouts import completions_of
 from lab.online.trainer import OnlineTrainer
 from lab.online.watch import (
     kinds_of,
@@ -170,6 +171,14 @@ def test_generators_are_left_as_they_were() -> None:
     with pytest.raises(KeyError):
         draw_and_fail()
     assert draw() == expected
+
+
+def test_rows_of_a_rollout_are_numbered_within_their_prompt() -> None:
+    asked = [PROMPTS[0], PROMPTS[1], PROMPTS[1]]  # a process whose rows begin in the middle of a group of two
+    rows = completions_of(asked, ["a", "b", "c"], [[1], [1, 2], []], [False, True, False], first=1, group=2)
+    assert [(row.prompt_id, row.sample, row.text, row.length, row.truncated) for row in rows] == [
+        (PROMPTS[0].id, 1, "a", 1, False), (PROMPTS[1].id, 0, "b", 2, True), (PROMPTS[1].id, 1, "c", 0, False),
+    ]  # fmt: skip
 
 
 # Which sources may watch ---------------------------------------------------------------------------------------------
