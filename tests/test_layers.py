@@ -19,7 +19,20 @@ MAX_LINES = 500
 # From the ground up. A module may import its own layer (without cycles) and those above it in this table.
 # Names are modules or packages directly under lab/, and `experiments`.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("lab", "records", "typed", "artifact", "lease", "store", "config", "checks", "reward_checks", "plan", "progress", "costs"),
+    (
+        "lab",
+        "records",
+        "typed",
+        "artifact",
+        "lease",
+        "store",
+        "config",
+        "checks",
+        "reward_checks",
+        "plan",
+        "progress",
+        "costs",
+    ),
     ("objectives", "verifiers", "stats", "best_of_n", "diagnostics", "overoptimisation", "monitor", "claims", "tables"),
     ("models", "data", "world", "benchmarks"),
     ("sampling", "rewards"),

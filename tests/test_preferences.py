@@ -12,8 +12,8 @@ from lab.stages.preferences import Candidate, describe, label
 
 
 def settings(**changes: object) -> PreferencesConfig:
-    values = {"kind": "sampled", "pairs": 50, "samples_per_prompt": 3, "labels": "annotator", "annotator": "test", "temperature": 0.0,
-              "flip_rate": 0.0, "length_bias": 0.0, "held_out": 8}  # fmt: skip
+    values = {"kind": "sampled", "pairs": 50, "samples_per_prompt": 3, "labels": "annotator", "annotator": "test",
+              "temperature": 0.0, "flip_rate": 0.0, "length_bias": 0.0, "held_out": 8}  # fmt: skip
     return build(PreferencesConfig, values | changes)
 
 
