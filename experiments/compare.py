@@ -135,7 +135,7 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
         config,
         folder,
         shared=shared,
-        runs=sources["runs"],
+        runs=[_source(store, run) for run in built],
         expected={name: seeds_of(config, arm) for name, arm in arms.items()},
         candidates=[candidate_record(store, run) for run in graph.candidates if run not in absent],
         code=code,

@@ -194,8 +194,8 @@ def _check_model_and_data(config: LabConfig) -> None:
         _check_exists("model.path", Path(model.path), folder=True)
         if not (Path(model.path) / "config.json").is_file():
             raise ConfigError(f"model.path: {model.path!r} holds no config.json, so it is no checkpoint")
-    sampled = not isinstance(config.preferences, PairsFileConfig)
-    if sampled and config.preferences.demonstrations and not isinstance(data, JsonlData):
+    pool = config.preferences
+    if not isinstance(pool, PairsFileConfig) and pool.demonstrations and not isinstance(data, JsonlData):
         raise ConfigError("preferences.demonstrations: true needs data.kind=jsonl; the world's prompts have no answers")
     if isinstance(data, JsonlData):
         _check_exists("data.path", Path(data.path), folder=False)

@@ -43,7 +43,11 @@ def _expected(path: str, what: str, value: Any) -> ConfigError:
     return ConfigError(f"{path}: expected {what}, got {value!r}")
 
 
-def build(kind: type[T] | Any, value: Any, path: str = "") -> T:
+@typing.overload
+def build(kind: type[T], value: Any, path: str = "") -> T: ...
+@typing.overload
+def build(kind: object, value: Any, path: str = "") -> Any: ...
+def build(kind: Any, value: Any, path: str = "") -> Any:
     """A frozen ``kind`` from a plain mapping.
 
     Raises ConfigError naming the full key path for unknown keys (with the nearest known one), missing keys, wrong
@@ -51,7 +55,7 @@ def build(kind: type[T] | Any, value: Any, path: str = "") -> T:
     ``"1e-5"`` is an error, not a surprise later.
     """
     if typing.get_origin(kind) in (Union, types.UnionType):  # one of several dataclasses, by its ``kind``
-        return typing.cast(T, _convert_union(typing.get_args(kind), value, path))
+        return _convert_union(typing.get_args(kind), value, path)
     if not isinstance(value, Mapping):
         raise _expected(path or "config", "a mapping", value)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from lab.records import Completion, Demonstration, Pair, Prompt
 
 MAX_ROW_BYTES = 16 << 20
-Record = TypeVar("Record", Prompt, Pair, Demonstration)
+Record = TypeVar("Record")
 _SPLIT_SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
@@ -190,9 +190,7 @@ def _pair(path: Path, line: int, row: Mapping[str, Any]) -> Pair:
     strength = row.get("strength", 0.0)
     if isinstance(strength, bool) or not isinstance(strength, (int, float)):
         raise JsonlError(f"{path}:{line}: key 'strength': expected a number, got {shorten(strength)}")
-    return Pair(
-        prompt_at(path, line, row), chosen, rejected, annotator, truncated[0], truncated[1], float(strength)
-    )
+    return Pair(prompt_at(path, line, row), chosen, rejected, annotator, truncated[0], truncated[1], float(strength))
 
 
 def _sample(path: Path, line: int, row: Mapping[str, Any]) -> tuple[Prompt, Completion]:
