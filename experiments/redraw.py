@@ -17,9 +17,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments import overoptimisation
 from experiments.rm_size import NAME as RM_SIZE
 from lab.figures import COMPARE_ARMS, ArmStyle, headline, save
 from lab.figures.sweep import size_figure
+from lab.tables.overoptimisation_text import TABLES as OVEROPTIMISATION
 
 KEPT = Path(__file__).parent / "results"
 
@@ -30,6 +32,7 @@ class Drawing:
 
     tables: str
     draw: Callable[[Mapping[str, Any], Mapping[str, Any]], Figure]
+    texts: tuple[str, ...] = ()  # tables for people, which are kept too
 
 
 def _headline(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
@@ -47,9 +50,18 @@ def _sizes(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
     return size_figure(*frames, ns=found["ns"], level=found["level"], note=sources["note"])
 
 
+def _of_overoptimisation(name: str) -> Drawing:
+    def draw(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
+        return overoptimisation.drawings()[name](found, sources)
+
+    return Drawing(OVEROPTIMISATION, draw, (f"{name}.md", f"{name}.csv"))
+
+
 FIGURES: Mapping[str, Drawing] = {
     "headline": Drawing("summary.json", _headline),
     RM_SIZE: Drawing("table.json", _sizes),
+    "overoptimisation": _of_overoptimisation("overoptimisation"),
+    "monitor": _of_overoptimisation("monitor"),
 }
 """By the figure's name, which is also its sidecar's."""
 
@@ -84,7 +96,7 @@ def keep(given: Path, kept: Path = KEPT) -> Path:
     sidecar = json.loads((given / f"{names[0]}.json").read_text(encoding="utf-8"))
     folder = kept / sidecar["sources"]["experiment"]
     folder.mkdir(parents=True, exist_ok=True)
-    files = [file for name in names for file in (FIGURES[name].tables, f"{name}.json")]
+    files = [file for name in names for file in (FIGURES[name].tables, f"{name}.json", *FIGURES[name].texts)]
     for file in ("table.csv", "table.md", *files):
         shutil.copyfile(given / file, folder / file)
     return folder

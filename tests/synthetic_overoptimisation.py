@@ -15,7 +15,7 @@ from lab.tables.overoptimisation import Key, Planned, Track, best_of_n_track
 from lab.tables.reward_models import Pool
 
 DOMAINS = ("math", "safety", "style")
-BON = {"single": 0.55, "mean": 0.7, "worst": 0.95, "uncertainty": 0.9}
+BON = {"single": 0.2, "mean": 0.55, "worst": 0.95, "uncertainty": 0.9}
 """Model -> how much of what its highest scores pick is still good (1: all)."""
 RL: dict[str, tuple[float, float, float]] = {
     "single": (0.16, 0.12, 5.2),
@@ -106,6 +106,7 @@ def trace(model: str, seed: int, rollouts: int = ROLLOUTS) -> list[dict[str, Any
     rows = []
     for t in range(1, rollouts + 1):
         d = largest * t / rollouts
+        fooled = max(d - 1.8, 0.0) if model in ("single", "mean", "uncertainty") else 0.0
         rows.append(
             {
                 "rollout": t,
@@ -115,10 +116,10 @@ def trace(model: str, seed: int, rollouts: int = ROLLOUTS) -> list[dict[str, Any
                 "kl_estimate_nats": d * d + rng.normal(0, 0.1),
                 "entropy_nats": 1.2 - 0.1 * d + rng.normal(0, 0.02),
                 "length_mean": 14 + rng.normal(0, 0.4),
-                "repetition_group": 0.1 + 0.01 * max(d - 2.5, 0.0) ** 2 + rng.normal(0, 0.01),
-                "watch_mean.held_out": 0.7 * d - 0.08 * d * d + rng.normal(0, 0.05),
+                "repetition_group": 0.1 + 0.02 * fooled + rng.normal(0, 0.01),
+                "watch_mean.held_out": 0.7 * d - 0.5 * fooled + rng.normal(0, 0.05),
                 "watch_std.held_out": 1.0,
-                "watch_correlation.held_out": 0.8 - 0.05 * d + rng.normal(0, 0.02),
+                "watch_correlation.held_out": 0.8 - 0.02 * d - 0.12 * fooled + rng.normal(0, 0.02),
             }
         )
     return rows

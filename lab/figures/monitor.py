@@ -14,7 +14,7 @@ from lab.figures.labels import inches
 from lab.figures.page import EDGE, ROW, Page, empty
 from lab.figures.style import BASE, BLUE, GREY, LIGHT_GREY, SMALL, VERMILION, WHITE, WIDTH_INCHES, paper
 from lab.monitor import COMBINED
-from lab.tables.monitoring import Monitoring
+from lab.tables.monitoring import SHOWN, Monitoring, best_signals
 from lab.tables.overoptimisation_text import signal_name
 
 DASHED: Any = (0, (3, 2))
@@ -39,8 +39,7 @@ def monitor_figure(found: Monitoring, note: str | None = None) -> Figure:
             page.heading(axes, "a", "alarms without gold")
             page.finish()
             return page.fig
-        lines = found.table.iloc[::-1].reset_index(drop=True)
-        lines = pd.concat([lines[lines.signal == COMBINED], lines[lines.signal != COMBINED].iloc[::-1]])
+        lines = found.table.set_index("signal", drop=False).loc[[COMBINED, *best_signals(found.table)]]
         page = Page.of(0, _caption(found), note, panels=(PANEL, ROW * len(lines)), above=0.3, below=0.38)
         _series(page, found)
         _forest(page, found, lines.to_dict("records"))
@@ -57,11 +56,11 @@ def _series(page: Page, found: Monitoring) -> None:
     gap = 0.12
     width = (WIDTH_INCHES - LEFT - EDGE - gap * (len(names) - 1)) / len(names)
     runs = found.runs.set_index("run")
-    last = float(found.runs.rollouts.max())
+    last, most = float(found.runs.rollouts.max()), min(max(float(found.series.ratio.max()), 3.0), MOST)
     for place, name in enumerate(names):
         axes = page.axes(LEFT + place * (width + gap), width, 0)
         axes.set_yscale("log")
-        axes.set_ylim(LEAST * 0.9, MOST * 1.15)
+        axes.set_ylim(LEAST * 0.9, most * 2.5)  # the key lies above the lines
         axes.set_xlim(0, last + 0.5)
         axes.yaxis.set_major_locator(FixedLocator([0.1, 1, 10, 100]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -95,7 +94,7 @@ def _run(axes: Axes, own: pd.DataFrame, kind: str, onset: float) -> None:
         axes.plot([own.rollout[at]], [ratio[at]], color=color, linestyle="", zorder=6, **mark)
     if not math.isnan(onset) and len(own):
         near = (own.rollout - onset).abs().idxmin()
-        tick: dict[str, Any] = {"marker": "|", "markersize": 7, "markeredgewidth": 1.3, "color": "#000000"}
+        tick: dict[str, Any] = {"marker": "|", "markersize": 4.5, "markeredgewidth": 1.0, "color": "#000000"}
         axes.plot([onset], [ratio[near]], linestyle="", zorder=5, **tick)
 
 
@@ -106,7 +105,7 @@ def _key(axes: Axes, found: Monitoring) -> None:
         if counts.get(kind, 0):
             axes.text(0.03, 0.985 - 0.075 * place, f"{kind} ({counts[kind]})", color=color, weight="bold", **style)
     below: dict[str, Any] = {"size": SMALL, "color": GREY}
-    axes.text(0.3, 0.93, "limit", va="top", transform=axes.get_yaxis_transform(), **below)
+    axes.text(0.02, 1.05, "limit", va="bottom", transform=axes.get_yaxis_transform(), **below)
 
 
 # ------------------------------------------------------------------------------------------------------------- forest
@@ -114,7 +113,7 @@ def _key(axes: Axes, found: Monitoring) -> None:
 
 def _forest(page: Page, found: Monitoring, lines: list[dict[str, Any]]) -> None:
     left = max(inches(signal_name(line["signal"]), BASE) for line in lines) + EDGE + 0.1
-    numbers, gap = 1.18, 0.2
+    numbers, gap = 1.28, 0.16
     width = (WIDTH_INCHES - left - numbers - gap - EDGE) / 2
     shares, leads = page.axes(left, width, 1), page.axes(left + width + numbers + gap, width, 1)
     for axes in (shares, leads):
@@ -143,11 +142,11 @@ def _forest(page: Page, found: Monitoring, lines: list[dict[str, Any]]) -> None:
         said = f"{hacked - int(line['misses'])} of {hacked}"
         shares.text(1 + 0.52 * inch, place, said, color=VERMILION, ha="right", **text)
         said = f"{int(line['false_alarms'])} of {healthy}"
-        shares.text(1 + 1.08 * inch, place, said, color=BLUE, ha="right", **text)
+        shares.text(1 + 1.16 * inch, place, said, color=BLUE, ha="right", **text)
         _lead(leads, place, found, line)
     head: dict[str, Any] = {"size": SMALL, "ha": "right", "va": "center", "transform": shares.get_yaxis_transform()}
     shares.text(1 + 0.52 * inch, -0.95, "caught", color=VERMILION, **head)
-    shares.text(1 + 1.08 * inch, -0.95, "false alarms", color=BLUE, **head)
+    shares.text(1 + 1.16 * inch, -0.95, "false alarms", color=BLUE, **head)
     page.heading(shares, "b", "hacked runs caught, false alarms", left=EDGE)
     page.heading(leads, "c", "how early: late ← 0 → before the fall")
 
@@ -167,7 +166,7 @@ def _lead(axes: Axes, place: int, found: Monitoring, line: dict[str, Any]) -> No
     )
     if own.empty:
         text: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "size": SMALL, "color": GREY}
-        axes.text(0.02, place, "caught none", **text)
+        axes.text(0.02, place, "caught none" if line["hacked"] else "none was hacked", **text)
         return
     dots: dict[str, Any] = {"marker": "o", "markersize": 2.6, "markeredgewidth": 0, "alpha": 0.35}
     axes.plot(own.lead, [place] * len(own), linestyle="", color=VERMILION, zorder=2, **dots)
@@ -189,7 +188,7 @@ def _caption(found: Monitoring) -> str:
     return (
         f"{_counts(found)} Hacked: gold fell by more than {found.margin:.3f} while the proxy rose. a: a line a run; "
         f"grey: the first {found.baseline} rollouts, which each run is compared with; dots: alarms; ticks: the first "
-        "hacked checkpoint; beside all signals together, the three that were best here. b: dots caught, squares "
+        f"hacked checkpoint; beside all signals together, the {SHOWN} that were best here. b: dots caught, squares "
         f"false alarms (dashed: budget, {found.budget:.0%}), exact {found.level:.0%} intervals. c: diamonds: medians, "
         f"with exact {found.level:.0%} intervals where there are runs enough; dots: runs. Limits come from healthy "
         "runs, without the run itself. Intervals count runs as independent; seeds of an arm are alike."

@@ -39,7 +39,7 @@ DASHED: Any = (0, (3, 2))
 STEPS = [1, 2, 2.5, 5, 10]
 SERIES = (VERMILION, ORANGE, BLUE, GREEN, PURPLE, SKY)
 """Of the candidates, in turn; a variant (KL held) has its candidate's colour and hollow marks."""
-LEFT, SIDE, GAP = 0.44, 1.22, 0.42
+LEFT, GAP, LEADER = 0.44, 0.38, 0.17
 PROXY, GOLD = 1.05, 2.0
 
 
@@ -63,9 +63,10 @@ def overoptimisation_figure(found: Overoptimisation, note: str | None = None) ->
         page = Page.of(
             0, _caption(found), note, panels=(PROXY, GOLD, ROW * len(rows)), above=0.24, below=0.38,
         )  # fmt: skip
-        width = (WIDTH_INCHES - LEFT - EDGE - GAP - 2 * SIDE) / 2
+        sides = [_side(found.curves[found.curves.method == method]) for method in METHODS]
+        width = (WIDTH_INCHES - LEFT - EDGE - GAP - sum(sides)) / 2
         for place, (method, name) in enumerate(METHODS.items()):
-            left = LEFT + place * (width + SIDE + GAP)
+            left = LEFT + place * (width + sides[0] + GAP)
             own, fits = (table[table.method == method] for table in (found.curves, found.fits))
             own_looks = {model: look for (m, model), look in looks.items() if m == method}
             proxy, gold = page.axes(left, width, 0), page.axes(left, width, 1)
@@ -94,6 +95,11 @@ def _looks(table: pd.DataFrame) -> dict[tuple[str, str], _Look]:
 
 
 # ------------------------------------------------------------------------------------------------------------ curves
+
+
+def _side(own: pd.DataFrame) -> float:
+    """Inches for the names of a panel's curves."""
+    return LEADER + max((inches(label, SMALL) for label in own.label), default=0.0) + 0.04
 
 
 def _panel(axes: Axes, own: pd.DataFrame, looks: dict[str, _Look], name: str, fits: pd.DataFrame | None = None) -> None:
@@ -135,13 +141,12 @@ def _panel(axes: Axes, own: pd.DataFrame, looks: dict[str, _Look], name: str, fi
 
 
 def _names(axes: Axes, ends: dict[str, tuple[float, float]], looks: dict[str, _Look], labels: dict[str, str]) -> None:
-    _, height = panel_inches(axes)
-    width = panel_inches(axes)[0]
+    width, height = panel_inches(axes)
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
     wanted = {model: (y - low) / (high - low) * height for model, (_, y) in ends.items()}
     for model, y in spread(wanted, 0.115, 0.0, height).items():
-        color, place = looks[model].color, 1 + 0.16 / width
+        color, place = looks[model].color, 1 + LEADER / width
         x0, y0 = ends[model][0] / right, wanted[model] / height
         line: dict[str, Any] = {"color": color, "linewidth": 0.5, "alpha": 0.6, "clip_on": False, "zorder": 2}
         across = max(x0 + 0.02, 1.0)

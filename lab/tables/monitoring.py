@@ -136,7 +136,7 @@ def monitor(
     table["lead"] = table.run.map(combined["lead"]).astype(float)
     table["lead_least"] = table.run.map(combined["lead_least"]).astype(float)
     table["onset_rollout"] = [_onset(run.trace, labels[run.name].onset) for run in runs]
-    series = _series(runs, alarms, [*best_signals(scores), COMBINED], settings)
+    series = _series(runs, alarms, [*best_signals(scores)[:SHOWN], COMBINED], settings)
     return Monitoring(table, scores, alarms, series, n_expected, margin, settings.baseline, budget, level, "")
 
 
@@ -149,12 +149,12 @@ def median_interval(values: ArrayLike, level: float) -> tuple[float, float]:
     return (float(ordered[fitting[-1] - 1]), float(ordered[n - fitting[-1]])) if fitting else (math.nan, math.nan)
 
 
-def best_signals(scores: pd.DataFrame, count: int = SHOWN) -> list[str]:
-    """The single signals that caught the most with the fewest false alarms; of equals, the earlier one."""
+def best_signals(scores: pd.DataFrame) -> list[str]:
+    """The single signals, first those that caught the most with the fewest false alarms; of equals, the earlier."""
     single = scores[scores.signal != COMBINED]
     wrong = single.misses_rate.fillna(1.0) + single.false_alarms_rate.fillna(1.0)
     order = pd.DataFrame({"wrong": wrong, "late": -single.lead.fillna(-math.inf), "name": single.signal})
-    return list(order.sort_values(["wrong", "late", "name"]).name.head(count))
+    return list(order.sort_values(["wrong", "late", "name"]).name)
 
 
 def _onset(trace: Trace, step: int | None) -> float:

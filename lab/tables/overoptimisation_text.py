@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lab.monitor import COMBINED
-from lab.tables.monitoring import Monitoring
+from lab.tables.monitoring import Monitoring, best_signals
 from lab.tables.overoptimisation import Overoptimisation
 from lab.tables.reward_models_text import frame, interval, number
 from lab.tables.sweep import WORTH_HAVING
@@ -241,7 +241,8 @@ def monitor_compact(found: Monitoring) -> tuple[list[str], list[list[str]]]:
     head = ["signal", "hacked caught", "share", "false alarms", "share", "missed", "caught before the onset"]
     head += ["median lead, rollouts", "least lead"]
     body = []
-    for line in found.table.to_dict("records"):
+    order = [COMBINED, *best_signals(found.table)] if len(found.table) else []
+    for line in found.table.set_index("signal", drop=False).loc[order].to_dict("records") if order else []:
         hacked, healthy = int(line["hacked"]), int(line["healthy"])
         caught = hacked - int(line["misses"])
         share = {"caught": 1 - line["misses_rate"], "caught_low": 1 - line["misses_high"]}
