@@ -18,8 +18,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments import overoptimisation
+from experiments.rm_size import LEARNING
 from experiments.rm_size import NAME as RM_SIZE
 from lab.figures import COMPARE_ARMS, ArmStyle, headline, save
+from lab.figures.learning import learning_figure
 from lab.figures.sweep import size_figure
 from lab.tables.overoptimisation_text import TABLES as OVEROPTIMISATION
 
@@ -50,6 +52,10 @@ def _sizes(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
     return size_figure(*frames, ns=found["ns"], level=found["level"], note=sources["note"])
 
 
+def _learning(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
+    return learning_figure(_frame(found["table"]), level=found["level"], note=sources["note"])
+
+
 def _of_overoptimisation(name: str) -> Drawing:
     def draw(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
         return overoptimisation.drawings()[name](found, sources)
@@ -60,6 +66,7 @@ def _of_overoptimisation(name: str) -> Drawing:
 FIGURES: Mapping[str, Drawing] = {
     "headline": Drawing("summary.json", _headline),
     RM_SIZE: Drawing("table.json", _sizes),
+    LEARNING: Drawing("learning.tables.json", _learning, ("learning.csv", "learning.md")),
     "overoptimisation": _of_overoptimisation("overoptimisation"),
     "monitor": _of_overoptimisation("monitor"),
 }

@@ -19,6 +19,7 @@ from typing import Any
 from experiments.sweep import Point, assert_comparable, gather_rows
 
 NAME = "rm_size"
+LEARNING = "learning"
 BEST_OF = (16, 64)
 
 
@@ -31,8 +32,9 @@ def collect(points: Sequence[Point], folder: Path) -> int:
     import pandas as pd
 
     from lab.figures import save
+    from lab.figures.learning import learning_figure
     from lab.figures.sweep import size_figure
-    from lab.tables import csv_bytes, table_digest, write_bytes
+    from lab.tables import csv_bytes, learning, table_digest, write_bytes
     from lab.tables.sweep import markdown, size_sweep, summary, terminal
 
     assert_comparable(points, "prompts")
@@ -72,6 +74,17 @@ def collect(points: Sequence[Point], folder: Path) -> int:
     )
     paths += save(figure, folder / NAME, sources)
     figure.clear()
+    learnt = learning.learning_table([model for point in points for model in _models(point)])
+    for name, data in {
+        "learning.csv": csv_bytes(learnt),
+        "learning.tables.json": learning.summary(learnt),
+        "learning.md": learning.markdown(learnt).encode(),
+    }.items():
+        write_bytes(folder / name, data)
+        paths.append(folder / name)
+    figure = learning_figure(learnt, note=scale["note"] or None)
+    paths += save(figure, folder / LEARNING, {**sources, "table_sha256": table_digest(learnt)})
+    figure.clear()
     print(f"\n{terminal(found)}\n")
     for path in paths:
         print(path)
@@ -94,6 +107,11 @@ def _described(point: Point) -> dict[str, Any]:
         "note": point.note,
         "reward_models": _reward_models(point),
     }
+
+
+def _models(point: Point) -> list[dict[str, Any]]:
+    found = point.record["candidates"] if point.record else []
+    return [{**one, "backbone": point.choices["backbone"]} for one in found]
 
 
 def _reward_models(point: Point) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_tables(comparison: Comparison, folder: Path, labels: Mapping[str, str] | None = None) -> list[Path]:
     """``table.csv``, ``table.md`` and ``summary.json``; returns their paths."""
     equal = ["Gold at equal distance from the start, in sqrt(KL / nat); – where no seed's curve goes that far:", ""]
-    equal += [*_markdown(*_equal_kl(comparison, labels)), ""]
+    equal += [*markdown_table(*_equal_kl(comparison, labels)), ""]
     summary = {
         "baseline": comparison.baseline,
         "level": comparison.level,
@@ -87,7 +87,7 @@ def write_tables(comparison: Comparison, folder: Path, labels: Mapping[str, str]
     files = {
         "table.csv": csv_bytes(comparison.table),
         "table.md": (
-            "\n".join([*_markdown(*compact(comparison, labels)), "", _caption(comparison), "", *equal])
+            "\n".join([*markdown_table(*compact(comparison, labels)), "", _caption(comparison), "", *equal])
         ).encode(),
         "summary.json": json_bytes(summary),
     }
@@ -96,7 +96,8 @@ def write_tables(comparison: Comparison, folder: Path, labels: Mapping[str, str]
     return [folder / name for name in files]
 
 
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in body]
 
