@@ -167,9 +167,9 @@ def suggest(key: str, config: DictConfig) -> str:
         known = [str(item) for item in place]
         if part not in known:
             close = nearest(part, known)
-            if "did you mean" in close:
-                return " (did you mean {!r}?)".format(".".join([*done, close.split("'")[1], *parts[index + 1 :]]))
             paths = {path.split(".")[-1]: path for path in reversed(leaves(OmegaConf.to_container(config)))}
+            if part not in paths and "did you mean" in close:  # the very name in another place is the better guess
+                return " (did you mean {!r}?)".format(".".join([*done, close.split("'")[1], *parts[index + 1 :]]))
             elsewhere = difflib.get_close_matches(parts[-1], paths, n=1, cutoff=0.8)
             return f" (did you mean {paths[elsewhere[0]]!r}?)" if elsewhere else nearest(part, known)
         done.append(part)

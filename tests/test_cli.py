@@ -31,7 +31,13 @@ def test_help_is_quick_and_names_the_choices(tmp_path: Path) -> None:
     result = run("--help", cwd=tmp_path)
     seconds = time.monotonic() - start
     assert result.returncode == 0
-    for words in ("python -m lab plan=true", "compare", "health", "preferences: expert, noisy, verifier", "$(lab -sc"):
+    for words in (
+        "python -m lab plan=true",
+        "compare",
+        "health",
+        "preferences: expert, file, noisy, verifier",
+        "$(lab -sc",
+    ):
         assert words in result.stdout
     assert seconds < 10, "about 1 s on an idle machine; a heavy import adds 5"
     assert list(tmp_path.iterdir()) == []

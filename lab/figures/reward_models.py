@@ -58,8 +58,8 @@ def kinds_figure(found: RewardModels, note: str | None = None) -> Figure:
     kinds = ordered(found.kinds)
     n = found.shown[0]
     columns = {
-        "rb2": "benchmark: best of four",
-        "rb2_hard": "its hard half",
+        "rb2": "RB2: best of four",
+        "rb2_hard": "RB2: hard half",
         f"bon_{n}": f"best-of-{n}: gold",
         "ppo": "PPO: gold",
     }
@@ -170,14 +170,15 @@ def best_of_n_figure(found: RewardModels, note: str | None = None) -> Figure:
     with paper():
         caption = (
             f"Expected gold over all subsets of n samples of one pool. Bars at the largest n: {found.level:.0%} "
-            "intervals over seeds and prompts. c, d: the domains with a rule verifier; d: a sample's vote for its answer "
-            "counts sigmoid(score)."
+            "intervals over seeds and prompts. c, d: the domains with a rule verifier; d: a sample's vote for its "
+            "answer counts sigmoid(score)."
         )
         page = Page.of(0, caption, note, panels=(2.15, 1.75), above=0.24, below=0.4)
-        width = (WIDTH_INCHES - 0.46 - EDGE - 0.36 - 2 * SIDE) / 2
-        rights = (0.46, 0.46 + width + SIDE + 0.36)
-        a, b = (page.axes(left, width, panel=0) for left in rights)
-        c, d = (page.axes(left, width, panel=1) for left in rights)
+        left, gap = 0.5, 0.34
+        width = (WIDTH_INCHES - left - EDGE - gap - 2 * SIDE) / 2
+        rights = (left, left + width + SIDE + gap)
+        a, b = (page.axes(place, width, panel=0) for place in rights)
+        c, d = (page.axes(place, width, panel=1) for place in rights)
         _curves(a, found, first, found.curves, "gold")
         _curves(b, found, second, found.curves, "gold")
         _share_y(a, b)
@@ -281,7 +282,7 @@ def association_figure(found: RewardModels, note: str | None = None) -> Figure:
     models = ordered(found.kinds)
     models = models[models.family.isin(MODELS)]
     outcomes = {f"bon_{n}": f"best-of-{n}: gold", "ppo": "PPO: gold"}
-    predictors = {"rb2": "benchmark: best of four, share right", "rb2_hard": "its hard half, share right"}
+    predictors = {"rb2": "RB2: best of four, share right", "rb2_hard": "RB2: hard half, share right"}
     lines = found.association[found.association["over"] == "reward models"].set_index(["outcome", "predictor"])
     with paper():
         caption = (
@@ -290,11 +291,12 @@ def association_figure(found: RewardModels, note: str | None = None) -> Figure:
             "policy's. Dashed: gold of the SFT samples themselves."
         )
         page = Page.of(0, caption, note, panels=(2.75, 2.35), above=0.24, below=0.4)
-        width = (WIDTH_INCHES - 0.46 - EDGE - 0.42) / 2
+        left = 0.54
+        width = (WIDTH_INCHES - left - EDGE - 0.42) / 2
         letters = iter("abcd")
         for row, (outcome, text) in enumerate(outcomes.items()):
             for place, (predictor, words) in enumerate(predictors.items()):
-                axes = page.axes(0.46 + place * (width + 0.42), width, panel=row)
+                axes = page.axes(left + place * (width + 0.42), width, panel=row)
                 line = lines.loc[(outcome, predictor)]
                 known = models.dropna(subset=[outcome, predictor])
                 _scatter(axes, known, predictor, outcome, found)
@@ -345,8 +347,8 @@ def calibration_figure(found: RewardModels, note: str | None = None) -> Figure:
         caption = (
             "Pairs of SFT samples of one prompt, in their true order, the same for all. Confidence: sigmoid of the "
             f"stated log-odds, read from the side that the model prefers; bins of at least {ENOUGH} pairs. Bars: "
-            f"{found.level:.0%} intervals over prompts. b: filled, as stated; open, after one temperature fitted to the "
-            "same pairs. The error of few pairs is biased upwards."
+            f"{found.level:.0%} intervals over prompts. b: filled, as stated; open, after one temperature fitted to "
+            "the same pairs (none where no confidence is warranted). The error of few pairs is biased upwards."
         )
         page = Page.of(len(kinds), caption, note, per_row=ROW, above=0.24, below=0.36, least=2.4)
         width = 2.3

@@ -45,7 +45,8 @@ def pair_columns(
     name: str,
 ) -> dict[str, float]:
     """pool_accuracy (a tie is a miss), ece_stated, ece_fitted (after one temperature, fitted to the same pairs), each
-    with _low and _high, and fitted_scale (that temperature's inverse: below 1 the source is too sure of itself).
+    with _low and _high, and fitted_scale (that temperature's inverse: below 1 the source is too sure of itself; 0 where
+    no confidence is warranted, and then there is no error to speak of).
 
     Means over prompts, then domains, for the accuracy; over pairs, then seeds, for the errors. NaN where a domain has
     no pair that was scored, and the stated error where the source states no log-odds.
@@ -65,7 +66,7 @@ def pair_columns(
     if found_SPH is not None and accuracy is not None:
         scales[FITTED] = [_fitted(one) for one in found_SPH]
     for column, scale in scales.items():
-        if found_SPH is None or accuracy is None or not np.isfinite(scale).all():
+        if found_SPH is None or accuracy is None or not (np.isfinite(scale).all() and all(scale)):
             columns |= interval_columns(f"ece_{column}", None)
             continue
         binned = _Binned.of(found_SPH, scale)
@@ -73,7 +74,8 @@ def pair_columns(
         columns |= {f"ece_{column}": binned.ece, f"ece_{column}_low": float(low), f"ece_{column}_high": float(high)}
     unit = np.array(scales[STATED] if np.isfinite(scales[STATED]).all() else [1.0])
     relative = np.array(scales[FITTED]) / unit
-    return columns | {"fitted_scale": float(np.exp(np.log(relative).mean())) if (relative > 0).all() else math.nan}
+    mean = float(np.exp(np.log(relative).mean())) if (relative > 0).all() else float(relative.min())
+    return columns | {"fitted_scale": mean}  # geometric: of ratios; 0 where any is
 
 
 def curve_lines(
@@ -89,7 +91,7 @@ def curve_lines(
     frames = []
     if np.isfinite(found_SPH).any(axis=(1, 2)).all():
         for name, scale in ((STATED, _stated(log_odds)), (FITTED, [_fitted(one) for one in found_SPH])):
-            if np.isfinite(scale).all():
+            if np.isfinite(scale).all() and all(scale):
                 frames.append(_Binned.of(found_SPH, scale).curve(bootstrap).assign(scale=name))
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 

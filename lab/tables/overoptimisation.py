@@ -69,6 +69,11 @@ class Track:
         return {domain: cells[index] - self.start[domain] for domain, cells in self.gold.items()}
 
     @property
+    def end_sqrt_kl(self) -> float:
+        """Of the mean KL over seeds."""
+        return math.sqrt(float(np.mean(self.sqrt_kl[-1] ** 2)))
+
+    @property
     def gains(self) -> Floats:
         """(K, S): gold over SFT, means over prompts and then over domains."""
         return _domain_mean({domain: cells - self.start[domain] for domain, cells in self.gold.items()})
@@ -268,8 +273,8 @@ def _line(
 
 
 CONTRASTS = (
-    "method", "model", "label", "reference", "reference_label", "n_seeds", "drop", "reference_drop", "drop_delta",
-    "drop_delta_low", "drop_delta_high", "p", "p_holm", "verdict", "because",
+    "method", "model", "label", "reference", "reference_label", "n_seeds", "drop", "reference_drop", "end_sqrt_kl",
+    "reference_end_sqrt_kl", "drop_delta", "drop_delta_low", "drop_delta_high", "p", "p_holm", "verdict", "because",
 )  # fmt: skip
 
 
@@ -288,6 +293,7 @@ def _contrasts(
             line |= {"reference": reference, "reference_label": known[other].label}
             line |= {"n_seeds": min(len(run[key].seeds), len(run[other].seeds))}
             line |= {"drop": bootstrap.interval(one.name, mine).point, "reference_drop": base.point}
+            line |= {"end_sqrt_kl": run[key].end_sqrt_kl, "reference_end_sqrt_kl": run[other].end_sqrt_kl}
             line |= interval_columns("drop_delta", bootstrap.difference(one.name, mine, name, theirs))
             line["p"] = bootstrap.difference_p(one.name, mine, name, theirs)
             lines.append(line | {"reference_low": base.low})

@@ -165,7 +165,8 @@ def _drop(line: Any) -> str:
 def _contrast(one: Any, count: int) -> str:
     said = f"does “{one.label}” overoptimise less than “{one.reference_label}”? {one.verdict.capitalize()}"
     said += f" ({one.because})" if one.because else ""
-    said += f": it drops {one.drop:+.3f} from best to end, the other {one.reference_drop:+.3f}; difference "
+    said += f": from best to end (√KL {one.end_sqrt_kl:.1f}) it drops {one.drop:+.3f}, the other "
+    said += f"(√KL {one.reference_end_sqrt_kl:.1f}) {one.reference_drop:+.3f}; difference "
     p = "< 0.001" if one.p_holm < 0.001 else f"= {one.p_holm:.3f}"
     return f"{said}{interval(one._asdict(), 'drop_delta', '+.3f')}, p {p} (Holm over {count}; {one.n_seeds} seeds)."
 

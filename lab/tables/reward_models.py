@@ -70,6 +70,9 @@ PREDICTORS: Mapping[str, str] = {
 }
 """What might tell which reward model is good for use, before it is used."""
 
+OF_THE_POOL = ("pool_accuracy", "spearman_gold", "ece_fitted")
+"""Predictors that have seen the gold of the very samples from which best-of-n picks: no forecast of it."""
+
 
 # ---------------------------------------------------------------------------------------------------------- the input
 
@@ -336,7 +339,10 @@ def _with_benchmark_tests(kinds: pd.DataFrame, tests: pd.DataFrame, benchmark: s
 
 
 def _association_table(kinds: pd.DataFrame, n: int, resamples: int, level: float, seed: int) -> pd.DataFrame:
-    """Over which candidates, predictor, outcome; Spearman and Pearson with intervals over candidates."""
+    """Over which candidates, predictor, outcome; Spearman and Pearson with intervals over candidates.
+
+    ``same_samples``: predictor and outcome are of the same samples' gold.
+    """
     models = kinds.family.isin(MODELS)
     sets = {
         "reward models": models,
@@ -350,7 +356,9 @@ def _association_table(kinds: pd.DataFrame, n: int, resamples: int, level: float
             more = {} if outcome != "ppo" else {f"bon_{n}": f"best-of-{n} gold"}
             for predictor, text in {**PREDICTORS, **more}.items():
                 found = association(own[predictor], own[outcome], resamples, seed, level=level)
-                lines.append({"over": over, "outcome": outcome, "predictor": predictor, "label": text} | found)
+                same = outcome != "ppo" and predictor in OF_THE_POOL
+                key = {"over": over, "outcome": outcome, "predictor": predictor, "label": text, "same_samples": same}
+                lines.append(key | found)
     return pd.DataFrame(lines)
 
 

@@ -160,7 +160,7 @@ def _associations(found: RewardModels) -> tuple[list[str], list[list[str]]]:
             else ""
             for name in outcomes
         ]
-        body.append([str(lines.label.iloc[0]), *cells])
+        body.append([f"{lines.label.iloc[0]}{' †' if lines.same_samples.any() else ''}", *cells])
     return head, body
 
 
@@ -178,7 +178,8 @@ def _caption(found: RewardModels) -> str:
 def _association_caption(found: RewardModels) -> str:
     return (
         f"[{found.level:.0%} intervals over reward models drawn with replacement; in brackets how many reward models. "
-        f"Without the mixture with a rule, the truth and the controls. Intervals of fewer than {FEW} are too short.]"
+        f"Without the mixture with a rule, the truth and the controls. Intervals of fewer than {FEW} are too short. "
+        "†: measured with the gold of the samples from which best-of-n picks, so no forecast of it.]"
     )
 
 
@@ -242,14 +243,14 @@ def _best(found: RewardModels) -> list[str]:
         better, worse = (sure[sure[f"bon_{n}_delta"] * sign > 0].label for sign in (1, -1))
         base = _label(found, found.baseline)
         said.append(
-            f"Against {base}, best-of-{n} is better with {_names(better)} and worse with {_names(worse)}, after Holm's "
-            f"correction over all candidates."
+            f"Against {base} in best-of-{n}, after Holm's correction over all candidates: better: {_names(better)}; "
+            f"worse: {_names(worse)}."
         )
     return said
 
 
 def _names(labels: pd.Series) -> str:
-    return ", ".join(labels) if len(labels) else "no other reward model"
+    return ", ".join(labels) if len(labels) else "none"
 
 
 def _ranking(found: RewardModels) -> list[str]:
@@ -257,7 +258,7 @@ def _ranking(found: RewardModels) -> list[str]:
     n, said = found.shown[0], []
     own = found.association[found.association["over"] == "reward models"]
     for outcome, use in ((f"bon_{n}", f"best-of-{n}"), ("ppo", "PPO")):
-        lines = own[own.outcome == outcome].dropna(subset=["spearman"])
+        lines = own[(own.outcome == outcome) & ~own.same_samples.astype(bool)].dropna(subset=["spearman"])
         if lines.empty or lines.n_models.max() < 3:
             said.append(f"Too few reward models were used for {use} to say what ranks them.")
             continue
