@@ -59,8 +59,8 @@ def learning_figure(table: pd.DataFrame, *, level: float = 0.95, note: str | Non
             0.01,
             0.02,
             f"Lines: reward models by parameters (embeddings left out), {seeds} seeds each; bars: {level:.0%} "
-            "Student's t intervals over seeds.\nDashed: a random reward; dotted: the longer the better. Fewer pairs are "
-            "the first of the same pool.",
+            "Student's t intervals over seeds.\nDashed: a random reward; dotted: the longer the better. Fewer pairs "
+            "are the first of the same pool.",
             **style,
         )
         if note:
