@@ -17,12 +17,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import overoptimisation
+from experiments import overoptimisation, reward_models
 from experiments.rm_size import LEARNING
 from experiments.rm_size import NAME as RM_SIZE
 from lab.figures import COMPARE_ARMS, ArmStyle, headline, save
 from lab.figures.learning import learning_figure
 from lab.figures.sweep import size_figure
+from lab.tables import reward_models_text
 from lab.tables.overoptimisation_text import TABLES as OVEROPTIMISATION
 
 KEPT = Path(__file__).parent / "results"
@@ -56,19 +57,30 @@ def _learning(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
     return learning_figure(_frame(found["table"]), level=found["level"], note=sources["note"])
 
 
-def _of_overoptimisation(name: str) -> Drawing:
+def _of_overoptimisation(name: str, *texts: str) -> Drawing:
     def draw(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
         return overoptimisation.drawings()[name](found, sources)
 
-    return Drawing(OVEROPTIMISATION, draw, (f"{name}.md", f"{name}.csv"))
+    return Drawing(OVEROPTIMISATION, draw, (f"{name}.md", f"{name}.csv", *texts))
+
+
+def _of_reward_models(name: str, *texts: str) -> Drawing:
+    def draw(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
+        return reward_models.drawings()[name](found, sources)
+
+    return Drawing(reward_models_text.TABLES, draw, (f"{name}.csv", *texts))
 
 
 FIGURES: Mapping[str, Drawing] = {
     "headline": Drawing("summary.json", _headline),
     RM_SIZE: Drawing("table.json", _sizes),
     LEARNING: Drawing("learning.tables.json", _learning, ("learning.csv", "learning.md")),
-    "overoptimisation": _of_overoptimisation("overoptimisation"),
-    "monitor": _of_overoptimisation("monitor"),
+    "overoptimisation": _of_overoptimisation("overoptimisation", "curves.csv", "fits.csv", "contrasts.csv"),
+    "monitor": _of_overoptimisation("monitor", "monitor_runs.csv"),
+    "kinds": _of_reward_models("kinds", "kinds.md", "benchmark.csv", "benchmark_tests.csv"),
+    "best_of_n": _of_reward_models("best_of_n", "voting.csv"),
+    "association": _of_reward_models("association"),
+    "calibration": _of_reward_models("calibration"),
 }
 """By the figure's name, which is also its sidecar's."""
 
@@ -76,10 +88,14 @@ FIGURES: Mapping[str, Drawing] = {
 def redraw(folder: Path) -> list[Path]:
     """Draw every figure of ``folder`` again, under the sources that its sidecar names; returns what was written.
 
-    Raises FileNotFoundError if the folder has no figure that is known here, or if the tables are missing.
+    Raises FileNotFoundError if the folder has no figure that is known here, or if the tables are missing, ValueError
+    for a figure that is not known here.
     """
+    names = figures_of(folder)
+    if not names:
+        raise FileNotFoundError(f"{folder}: none of {', '.join(f'{name}.json' for name in FIGURES)} is there")
     paths = []
-    for name in figures_of(folder):
+    for name in names:
         found = json.loads((folder / FIGURES[name].tables).read_text(encoding="utf-8"))
         sources = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["sources"]
         paths += save(FIGURES[name].draw(found, sources), folder / name, sources)
@@ -87,24 +103,37 @@ def redraw(folder: Path) -> list[Path]:
 
 
 def figures_of(folder: Path) -> list[str]:
-    """The names of the figures whose sidecars lie in ``folder``. FileNotFoundError if there are none."""
-    names = [name for name in FIGURES if (folder / f"{name}.json").exists()]
-    if not names:
-        raise FileNotFoundError(f"{folder}: none of {', '.join(f'{name}.json' for name in FIGURES)} is there")
-    return names
+    """The names of the figures whose sidecars lie in ``folder``, in the order of ``FIGURES``.
+
+    Raises ValueError for one that is not known here: it would quietly not be drawn again.
+    """
+    found = {path.stem for path in folder.glob("*.json") if _is_sidecar(path)}
+    unknown = sorted(found - set(FIGURES))
+    if unknown:
+        raise ValueError(
+            f"{folder / unknown[0]}.json: no such figure; FIGURES of experiments.redraw has {list(FIGURES)}"
+        )
+    return [name for name in FIGURES if name in found]
+
+
+def _is_sidecar(path: Path) -> bool:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return isinstance(found, dict) and {"figure", "files", "sources"} <= set(found)
 
 
 def keep(given: Path, kept: Path = KEPT) -> Path:
     """Copy the tables and sidecars of ``given`` to ``kept`` under the experiment's name; returns that folder.
 
-    Raises FileNotFoundError as ``redraw``.
+    Raises FileNotFoundError and ValueError as ``redraw``.
     """
     names = figures_of(given)
+    if not names:
+        raise FileNotFoundError(f"{given}: none of {', '.join(f'{name}.json' for name in FIGURES)} is there")
     sidecar = json.loads((given / f"{names[0]}.json").read_text(encoding="utf-8"))
     folder = kept / sidecar["sources"]["experiment"]
     folder.mkdir(parents=True, exist_ok=True)
     files = [file for name in names for file in (FIGURES[name].tables, f"{name}.json", *FIGURES[name].texts)]
-    for file in ("table.csv", "table.md", *files):
+    for file in dict.fromkeys(["table.csv", "table.md", *files]):
         shutil.copyfile(given / file, folder / file)
     return folder
 
@@ -133,6 +162,9 @@ def main() -> None:
     if given.keep is not None:
         keep(given.keep)
     for folder in sorted(path for path in KEPT.iterdir() if path.is_dir()):
+        if not figures_of(folder):
+            print(f"{folder}: tables only")
+            continue
         for path in redraw(folder):
             print(path)
 
