@@ -166,7 +166,7 @@ def test_files_that_hold_no_rows_or_no_text(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"preferences\.format: expected one of pairs, hh, instruction, got 'hhh'"):
+    with pytest.raises(ValueError, match=r"preferences\.format: expected one of pairs, hh, instruction, annotations, got 'hhh'"):
         load(tmp_path, [row("Q", "a", "b")], "hhh")
     with pytest.raises(ValueError, match=r"preferences\.drop: expected some of identical, .*, got 'duplicates'"):
         load(tmp_path, [row("Q", "a", "b")], drop=["duplicates"])

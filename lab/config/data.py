@@ -90,7 +90,7 @@ class PairsFileConfig:
 
     kind: Literal["file"]
     path: str
-    format: Literal["pairs", "hh", "instruction"]
+    format: Literal["pairs", "hh", "instruction", "annotations"]
     held_out: float = 0.15
     limit: int = 0
     max_characters: int = 4000

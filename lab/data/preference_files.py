@@ -1,9 +1,11 @@
-r"""Preference pairs that somebody else stated, from a local file: three formats in, ``lab.records.Pair`` out.
+r"""Preference pairs that somebody else stated, from a local file: four formats in, ``lab.records.Pair`` out.
 
 ``pairs``: columns prompt, chosen, rejected; each a text, or a list of chat messages ({"role", "content"}) of which the
 last assistant turn is the completion. The prompt may be left out where both sides are such lists and begin with it.
 ``hh``: columns chosen and rejected, transcripts of "\n\nHuman:" and "\n\nAssistant:" turns that part in the last one
 (Bai et al. 2022, arXiv:2204.05862). ``instruction``: columns instruction, input (may be empty), chosen, rejected.
+``annotations``: what people said on the page of ``lab.annotate`` (``lab.data.annotations``); an item becomes one pair or
+none, and every other row is counted by what became of it.
 
 A conversation of one turn becomes that turn; a longer one stays a text with "Human:" and "Assistant:" before each turn
 but the first, as the benchmarks of ``lab.benchmarks.readers`` have it.
@@ -14,11 +16,12 @@ and named by row always, dropped only where the caller declares it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lab.data.annotations import FATES, settled_rows
 from lab.data.jsonl import JsonlError, read_rows, shorten, text_at, value_at
 from lab.data.sources import normalised_id
 from lab.records import Pair, Prompt, derive_seed
@@ -56,6 +59,10 @@ class _DivergingError(ValueError):
     """Two completions of different prompts."""
 
 
+class _NoPairError(ValueError):
+    """A row that states no pair and is no fault; the message is the name that it is counted under."""
+
+
 def load_pairs(path: Path, format: str, *, max_characters: int = 0, drop: Collection[str] = ()) -> LoadedPairs:
     """Every pair of a file, in its order; of a row with several faults the first in ``DROPPABLE``'s order decides.
 
@@ -69,11 +76,11 @@ def load_pairs(path: Path, format: str, *, max_characters: int = 0, drop: Collec
         if name not in DROPPABLE:
             raise ValueError(f"preferences.drop: expected some of {', '.join(DROPPABLE)}, got {name!r}")
     path, read = Path(path), READERS[format]
-    found: dict[str, list[int]] = {name: [] for name in (*DROPPABLE, *COUNTED)}
+    found: dict[str, list[int]] = {name: [] for name in (*DROPPABLE, *COUNTED, *OTHER_ROWS.get(format, ()))}
     seen: set[tuple[str, str, str]] = set()
     pairs: list[Pair] = []
     count = 0
-    for line, row in read_rows(path):
+    for line, row in ROWS.get(format, read_rows)(path):
         count += 1
         try:
             prompt, chosen, rejected = read(path, line, row)
@@ -81,6 +88,9 @@ def load_pairs(path: Path, format: str, *, max_characters: int = 0, drop: Collec
             if "diverging" not in drop:
                 raise JsonlError(f"{path}:{line}: {error} (preferences.drop: diverging leaves such rows out)") from None
             found["diverging"].append(line)
+            continue
+        except _NoPairError as error:
+            found[str(error)].append(line)
             continue
         if not prompt.strip():
             raise JsonlError(f"{path}:{line}: the prompt is empty")
@@ -98,7 +108,8 @@ def load_pairs(path: Path, format: str, *, max_characters: int = 0, drop: Collec
             found[name].append(line)
         if not any(name in drop for name in faults):
             pairs.append(Pair(Prompt(prompt, format, 0), chosen, rejected, annotator=format))
-    result = {name: Fault(tuple(rows), name in drop) for name, rows in found.items()}
+    gone = (*drop, *OTHER_ROWS.get(format, ()))
+    result = {name: Fault(tuple(rows), name in gone) for name, rows in found.items()}
     if not pairs:
         counts = ", ".join(f"{len(fault.rows)} {name}" for name, fault in result.items() if fault.rows)
         raise JsonlError(f"{path}: none of the {count} rows is left ({counts})")
@@ -214,8 +225,21 @@ def _read_instruction(path: Path, line: int, row: Mapping[str, Any]) -> tuple[st
     return f"{instruction}\n\n{more}" if more.strip() else instruction, chosen, rejected
 
 
+def _read_annotations(path: Path, line: int, row: Mapping[str, Any]) -> tuple[str, str, str]:
+    if "fate" in row:
+        raise _NoPairError(row["fate"])
+    return row["prompt"], row["chosen"], row["rejected"]
+
+
 READERS: Mapping[str, Callable[[Path, int, Mapping[str, Any]], tuple[str, str, str]]] = {
     "pairs": _read_pairs,
     "hh": _read_hh,
     "instruction": _read_instruction,
+    "annotations": _read_annotations,
 }
+
+ROWS: Mapping[str, Callable[[Path], Iterable[tuple[int, Mapping[str, Any]]]]] = {"annotations": settled_rows}
+"""Formats in which what a row states depends on other rows: file -> (line, row as its reader expects it)."""
+
+OTHER_ROWS: Mapping[str, Sequence[str]] = {"annotations": FATES}
+"""Formats that have rows which are meant to make no pair -> the names that those are counted under."""
