@@ -15,6 +15,7 @@ from lab.config.data import (
     PreferencesConfig,
     WorldData,
 )
+from lab.config.filters import RejectionConfig
 from lab.config.methods import (
     BestOfNMethod,
     ContinuedMethod,
@@ -75,7 +76,7 @@ __all__ = [
     "EvaluationConfig", "ImplicitSource", "JsonlData", "JudgeConfig", "JudgeSource", "LabConfig", "LocalJudge",
     "MethodConfig", "MixtureSource", "ModelConfig", "MultiObjectiveConfig", "MultiObjectiveSource", "NoMethod",
     "OnlineMethod", "OutcomeSource", "PackagedBackbone", "PackagedModel", "PairsFileConfig", "PartConfig",
-    "PolicyBackbone", "PreferencesConfig", "ProcessSource", "RewardConfig", "RewardModelConfig", "RunConfig",
-    "ScaleConfig", "SimpleSource", "SizeConfig", "SizesConfig", "SupervisedConfig", "TokenRewardConfig",
+    "PolicyBackbone", "PreferencesConfig", "ProcessSource", "RejectionConfig", "RewardConfig", "RewardModelConfig",
+    "RunConfig", "ScaleConfig", "SimpleSource", "SizeConfig", "SizesConfig", "SupervisedConfig", "TokenRewardConfig",
     "WorldBackbone", "WorldData", "WorldJudge", "WorldModel", "build", "nearest", "plain",
 ]  # fmt: skip

@@ -41,6 +41,8 @@ def run_stage(
             from lab.stages.normalise import run
         case "pairs_file":
             from lab.stages.pairs_file import run
+        case "rejection":
+            from lab.stages.rejection import run
         case "benchmark_set":
             from lab.stages.benchmark_set import run
         case "benchmark":
