@@ -73,7 +73,7 @@ def _of_reward_models(name: str, *texts: str) -> Drawing:
 
 FIGURES: Mapping[str, Drawing] = {
     "headline": Drawing("summary.json", _headline),
-    RM_SIZE: Drawing("table.json", _sizes),
+    RM_SIZE: Drawing("table.json", _sizes, ("rows.parquet",)),
     LEARNING: Drawing("learning.tables.json", _learning, ("learning.csv", "learning.md")),
     "overoptimisation": _of_overoptimisation("overoptimisation", "curves.csv", "fits.csv", "contrasts.csv"),
     "monitor": _of_overoptimisation("monitor", "monitor_runs.csv"),

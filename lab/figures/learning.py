@@ -31,14 +31,14 @@ def learning_figure(table: pd.DataFrame, *, level: float = 0.95, note: str | Non
     with paper():
         fig = Figure(figsize=(WIDTH_INCHES, HEIGHT))
         boxes = fig.subplots(1, len(PANELS))
-        fig.subplots_adjust(left=0.075, right=0.9, bottom=0.3, top=0.86, wspace=0.32)
+        fig.subplots_adjust(left=0.075, right=0.868, bottom=0.3, top=0.86, wspace=0.32)
         for axes, letter, (name, title) in zip(boxes, "abc", PANELS, strict=True):
             for place, size in enumerate(sizes):
                 own = models[models.backbone == size].sort_values("pairs")
                 x = own.pairs * (1 + 0.03 * (place - (len(sizes) - 1) / 2))  # intervals must not hide each other
                 axes.errorbar(
                     x, own[name], yerr=_bars(own, name), color=colors[size], marker="o", markersize=3, linewidth=1.1,
-                    elinewidth=0.8, label=f"{size}: {own.parameters.iloc[0]:,.0f}",
+                    elinewidth=0.8, label=f"{size}: {_short(own.parameters.iloc[0])}",
                 )  # fmt: skip
             for control, dashes in (("random", (0, (3, 2))), ("length", (0, (1, 1.6)))):
                 known = table.loc[table.control == control, name].dropna()
@@ -66,6 +66,11 @@ def learning_figure(table: pd.DataFrame, *, level: float = 0.95, note: str | Non
         if note:
             fig.text(0.5, 0.985, note, ha="center", va="top", color=WARNING, weight="bold")
     return fig
+
+
+def _short(count: float) -> str:
+    """3392 -> "3.4k", as the sweep's figure writes parameters."""
+    return f"{count / 1e6:.2g}M" if count >= 999_500 else f"{float(f'{count / 1e3:.2g}'):g}k"
 
 
 def _bars(own: pd.DataFrame, name: str) -> Any:

@@ -159,13 +159,15 @@ def _accuracy(axes: Axes, table: pd.DataFrame, seeds: pd.DataFrame, looks: Mappi
     if not ends:
         _empty(axes, "no reward model")
         return
-    for name, label in (("chance", "benchmark: chance"), ("length_only", "benchmark: longer wins")):
-        known = lines[name].dropna()
-        if len(known):
-            level, dashes = float(known.mean()), DASHED if name == "chance" else DOTTED
-            axes.axhline(level, color=GREY, linewidth=0.7, linestyle=dashes, zorder=1)
-            ends.append(_End(level, level, label, GREY))
+    levels = {name: float(lines[name].mean()) for name in ("chance", "length_only") if lines[name].notna().any()}
+    for name, level in levels.items():
+        axes.axhline(level, color=GREY, linewidth=0.7, linestyle=DASHED if name == "chance" else DOTTED, zorder=1)
     low, high = axes.get_ylim()
+    names = {"chance": "benchmark: chance", "length_only": "benchmark: longer wins"}
+    if len(levels) == 2 and abs(levels["chance"] - levels["length_only"]) < 0.05 * (high - low):
+        ends.append(_End(min(levels.values()), max(levels.values()), "benchmark: chance, longer wins", GREY))
+    else:
+        ends += [_End(level, level, names[name], GREY) for name, level in levels.items()]
     axes.set_ylim(low - 0.04 * (high - low), min(high, 1.0) + 0.04 * (high - low))
     _labels_inside(axes, ends)
 
