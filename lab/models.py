@@ -213,6 +213,23 @@ def new_policy(size: ModelSize, tokenizer: PreTrainedTokenizerBase, seed: int) -
     return model.eval()
 
 
+def add_token_rows(model: PreTrainedModel, count: int, seed: int) -> int:
+    """``count`` new rows behind the embedding's own, as spread out as those and drawn from ``seed``; the first's id.
+
+    Ids that no tokenizer gives to any text: markers that no prompt and no completion can spell.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    with torch.random.fork_rng(devices=[]):  # resizing draws rows of its own, which are replaced below
+        model.resize_token_embeddings(rows + count, mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    with torch.no_grad():
+        for weight in tables.values():
+            drawn = torch.randn(count, weight.shape[1], generator=generator)
+            weight[rows:] = drawn.to(weight) * weight[:rows].float().std().to(weight)
+    return rows
+
+
 def parameter_count(model: PreTrainedModel, embeddings: bool = False) -> int:
     """Number of parameters; without the token embeddings (and an untied output matrix) unless ``embeddings``.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lab.config.data import AnyPreferences, DataConfig
-from lab.config.methods import MethodConfig
+from lab.config.feedback import FeedbackConfig, LabelSourceConfig
 from lab.config.models import ModelConfig, SupervisedConfig
+from lab.config.pipelines import MethodConfig, PipelineConfig
 from lab.config.rewards import RewardConfig, RewardModelConfig
 
 
@@ -164,4 +165,5 @@ class LabConfig:
     candidates: Mapping[str, CandidateConfig]
     watch: Mapping[str, RewardConfig]  # scored on every rollout of online training, never paid: the monitor's eyes
     arms: Mapping[str, ArmConfig]
+    pipelines: Mapping[str, PipelineConfig]  # of experiment=pipelines
     run: RunConfig

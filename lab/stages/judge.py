@@ -7,18 +7,17 @@ graded by itself (chosen good, rejected bad). Only the verdict is trained on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from lab.costs import training_flops
 from lab.data.jsonl import read_pairs
-from lab.models import load_policy, parameter_count, pick_device
+from lab.models import add_token_rows, load_policy, parameter_count, pick_device
 from lab.records import Ledger, Pair, derive_seed
 from lab.rewards.held_out import measure, sides
 from lab.rewards.judge import JudgeReward, Markers, WorldJudgeBackend, compare_ids, grade_ids
@@ -27,18 +26,8 @@ from lab.training import Listener, batch_order, save_model, train, trainer_argum
 
 
 def add_markers(model: PreTrainedModel, seed: int) -> Markers:
-    """New rows for the judge's markers behind the embedding's own, as spread out as those and drawn from ``seed``."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    markers = Markers.after(rows)
-    with torch.random.fork_rng(devices=[]):  # resizing draws rows of its own, which are replaced below
-        model.resize_token_embeddings(rows + len(astuple(markers)), mean_resizing=False)
-    generator = torch.Generator().manual_seed(seed)
-    tables = {id(table.weight): table.weight for table in (model.get_input_embeddings(), model.get_output_embeddings())}
-    with torch.no_grad():
-        for weight in tables.values():
-            drawn = torch.randn(len(astuple(markers)), weight.shape[1], generator=generator)
-            weight[rows:] = drawn.to(weight) * weight[:rows].float().std().to(weight)
-    return markers
+    """New rows for the judge's markers behind the embedding's own, drawn from ``seed``."""
+    return Markers.after(add_token_rows(model, len(fields(Markers)), seed))
 
 
 def examples(

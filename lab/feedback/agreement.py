@@ -1,0 +1,106 @@
+"""How far labels agree with the truth and with one another: counts, shares with Wilson intervals, the label card."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from lab.artifact import MANIFEST
+from lab.records import Ledger, Pair
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+LEAST, MOST = 1e-6, 1 - 1e-6
+"""A judge's probabilities are taken no nearer to certainty: a strength is finite."""
+
+
+def share(wins: Mask, of: Mask, level: float = 0.95) -> dict[str, Any]:
+    """``share`` of ``wins`` among ``of`` (both (N,)) with Wilson's score interval ``low``, ``high``, and ``pairs``.
+
+    Wilson 1927, by scipy. None where no pair is left.
+    """
+    count, hits = int(of.sum()), int((wins & of).sum())
+    if not count:
+        return {"share": None, "low": None, "high": None, "pairs": 0}
+    found = binomtest(hits, count).proportion_ci(level, method="wilson")
+    return {"share": hits / count, "low": float(found.low), "high": float(found.high), "pairs": count}
+
+
+def strength(first_N: Floats) -> Floats:
+    """|log p / (1 - p)| (N,) of probabilities, these kept within [1e-6, 1 - 1e-6]."""
+    kept = np.clip(first_N, LEAST, MOST)
+    return np.abs(np.log(kept) - np.log1p(-kept))
+
+
+def relabel(pairs: Sequence[Pair], first_N: Floats, annotator: str) -> list[Pair]:
+    """The pairs as a judge states them. ``first_N``: P(the chosen side is better), averaged over both orders.
+
+    A pair without a verdict (NaN) and one on which the judge is exactly undecided is dropped: what the earlier label
+    said must not leak into the new one.
+    """
+    labelled = []
+    for pair, p, log_odds in zip(pairs, first_N, strength(first_N), strict=True):
+        if not (p > 0.5 or p < 0.5):  # NaN is neither
+            continue
+        better = (pair.chosen, pair.chosen_truncated), (pair.rejected, pair.rejected_truncated)
+        (chosen, cut), (rejected, other_cut) = better if p > 0.5 else better[::-1]
+        labelled.append(Pair(pair.prompt, chosen, rejected, annotator, cut, other_cut, float(log_odds)))
+    return labelled
+
+
+def label_card(
+    pairs: Sequence[Pair],
+    first_N: Floats,
+    margins_N: Floats,
+    taught: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """What a judge's labels are worth. ``pairs`` as they were labelled before; ``first_N`` as in ``relabel``.
+
+    ``margins_N``: true utility of the chosen side less that of the rejected, NaN where unknown; ties by it (0) are
+    counted and in no agreement. ``taught``: ids of prompts that the judge learnt from; ``fresh_prompts`` leaves them
+    out. ``longer_chosen`` compares words, equal lengths left out; ``longer_is_better`` is the same of the truth.
+    """
+    kept = (first_N > 0.5) | (first_N < 0.5)
+    ahead, decided = first_N > 0.5, kept & ~np.isnan(margins_N) & (margins_N != 0)
+    right, before = ahead == (margins_N > 0), margins_N > 0
+    domain = np.array([pair.prompt.domain for pair in pairs])
+    fresh = np.array([pair.prompt.id not in taught for pair in pairs], dtype=bool)
+    longer = np.array([len(pair.chosen.split()) - len(pair.rejected.split()) for pair in pairs])
+    names = sorted(set(domain.tolist()))
+    return {
+        "asked": len(pairs),
+        "unanswered": int(np.isnan(first_N).sum()),
+        "undecided": int((first_N == 0.5).sum()),
+        "pairs": int(kept.sum()),
+        "ties_by_gold": int((kept & (margins_N == 0)).sum()),
+        "unknown_by_gold": int((kept & np.isnan(margins_N)).sum()),
+        "agreement_with_gold": share(right, decided),
+        "by_domain": {name: share(right, decided & (domain == name)) for name in names},
+        "fresh_prompts": share(right, decided & fresh),
+        "agreement_with_labels": share(ahead, kept),
+        "labels_with_gold": share(before, decided),
+        "labels_by_domain": {name: share(before, decided & (domain == name)) for name in names},
+        "longer_chosen": share(ahead == (longer > 0), kept & (longer != 0)),
+        "longer_chosen_by_labels": share(longer > 0, kept & (longer != 0)),
+        "longer_is_better": share((margins_N > 0) == (longer > 0), decided & (longer != 0)),
+        "mean_strength": float(strength(first_N[kept]).mean()) if kept.any() else None,
+        "domains": {name: int((kept & (domain == name)).sum()) for name in names},
+    }
+
+
+def carried(folder: Path) -> Ledger:
+    """What the artifact in ``folder`` cost, by its manifest, its wall time among it; nothing where there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return Ledger()
+    manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    known = Ledger(**manifest["ledger"])
+    seconds = float(manifest.get("duration_seconds") or 0.0)
+    return known + Ledger(wall_seconds=seconds if math.isfinite(seconds) else 0.0)
