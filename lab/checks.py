@@ -23,13 +23,20 @@ from lab.config import (
     DirectMethod,
     JsonlData,
     LabConfig,
+    MethodConfig,
+    NoMethod,
     OnlineMethod,
     PackagedModel,
     PairsFileConfig,
+    PipelineConfig,
+    RejectionMethod,
+    RewardConfig,
     RewardModelConfig,
     SupervisedConfig,
+    UnpairedMethod,
     WorldModel,
 )
+from lab.feedback_checks import check_feedback
 from lab.records import DOMAINS
 from lab.reward_checks import check_candidate, check_reward, check_reward_model, check_watch, sampled_pairs
 from lab.typed import ConfigError, nearest
@@ -89,6 +96,7 @@ ZERO_OR_MORE = {
     "held_out",
     "held_out_pairs",
     "kl_coefficient",
+    "labels",
     "loss_weights",
     "micro_batch",
     "reward_warmup",
@@ -113,8 +121,12 @@ def check(config: LabConfig) -> None:
     _check_model_and_data(config)
     _check_training(config)
     _check_run(config)
-    if not config.arms and not config.candidates:
+    if not config.arms and not config.candidates and not config.pipelines:
         raise ConfigError("arms: there are none to compare")
+    if config.pipelines and config.experiment != "pipelines":
+        raise ConfigError(f"pipelines: experiment={config.experiment} runs none: expected experiment=pipelines")
+    for name, pipeline in config.pipelines.items():
+        _check_pipeline(config, name, pipeline)
     labels: dict[str, str] = {}
     for name, arm in config.arms.items():
         _check_arm(config, name, arm)
@@ -124,6 +136,7 @@ def check(config: LabConfig) -> None:
     for name, candidate in config.candidates.items():
         check_candidate(config, name, candidate)
     check_watch(config)
+    check_feedback(config)
 
 
 def numbers(value: Any, path: str = "", name: str = "") -> Iterator[tuple[str, str, float]]:
@@ -266,23 +279,59 @@ def _check_training(config: LabConfig) -> None:
 
 
 def _check_arm(config: LabConfig, name: str, arm: ArmConfig) -> None:
-    path, method = f"arms.{name}", arm.method
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise ConfigError(f"{path}: an arm's name is letters, digits and . _ - (it names files), got {name!r}")
+        raise ConfigError(f"arms.{name}: an arm's name is letters, digits and . _ - (it names files), got {name!r}")
     if not arm.label.strip():
-        raise ConfigError(f"{path}.label: empty")
+        raise ConfigError(f"arms.{name}.label: empty")
+    _check_method(config, f"arms.{name}", arm.method, arm.reward)
+
+
+def _check_pipeline(config: LabConfig, name: str, pipeline: PipelineConfig) -> None:
+    path = f"pipelines.{name}"
+    if not pipeline.stages:
+        raise ConfigError(f"{path}.stages: there are none")
+    for word in (name, *pipeline.stages):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", word):
+            raise ConfigError(f"{path}: names of pipelines and stages are letters, digits and _ -, got {word!r}")
+    pairs = sampled_pairs(config)
+    if pairs is not None and pipeline.rounds > pairs:
+        raise ConfigError(f"{path}.rounds: {pipeline.rounds} rounds share the {pairs} pairs of preferences.pairs")
+    for stage_name, stage in pipeline.stages.items():
+        at = f"{path}.stages.{stage_name}"
+        if isinstance(stage.method, NoMethod | BestOfNMethod):
+            raise ConfigError(f"{at}.method.kind: {stage.method.kind} leaves no policy for the next stage")
+        if stage.anchor == "sft" and isinstance(stage.method, ContinuedMethod | RejectionMethod):
+            raise ConfigError(f"{at}.anchor: supervised training is held to nothing; expected start, got sft")
+        _check_method(config, at, stage.method, stage.reward)
+    other, _, stage_of = pipeline.against.partition(".")
+    if other and (other not in config.pipelines or stage_of and stage_of not in config.pipelines[other].stages):
+        known = [f"{one}{tail}" for one, its in config.pipelines.items() for tail in ("", *(f".{s}" for s in its.stages))]
+        raise ConfigError(f"{path}.against: {pipeline.against!r} is no pipeline here{nearest(pipeline.against, known)}")
+
+
+def _check_method(config: LabConfig, path: str, method: MethodConfig, reward: RewardConfig | None) -> None:
     if isinstance(method, OnlineMethod):
-        if arm.reward is None:
+        if reward is None:
             raise ConfigError(
                 f"{path}.reward: missing: {method.kind} training needs one (reward@{path}.reward=verifier)"
             )
         _check_online(config, f"{path}.method", method)
-    elif arm.reward is not None and not isinstance(method, BestOfNMethod):
-        raise ConfigError(f"{path}.reward: a method of kind {method.kind} takes no reward, got {arm.reward.kind!r}")
-    if arm.reward is not None:
-        check_reward(f"{path}.reward", arm.reward, config)
+    elif reward is not None and not isinstance(method, BestOfNMethod):
+        raise ConfigError(f"{path}.reward: a method of kind {method.kind} takes no reward, got {reward.kind!r}")
+    if reward is not None:
+        check_reward(f"{path}.reward", reward, config)
     if isinstance(method, ContinuedMethod):
         _check_batch(f"{path}.method.training", method.training, method.training.examples)
+    elif isinstance(method, UnpairedMethod):
+        _divides(f"{path}.method.kl_batch", f"{path}.method.batch", method.batch, method.kl_batch)
+        if method.loss_type == "kto" and method.kl_batch < 2:
+            raise ConfigError(f"{path}.method.kl_batch: KTO pairs prompts with other rows' completions and needs 2")
+    elif isinstance(method, RejectionMethod):
+        _check_batch(f"{path}.method.training", method.training)
+        if method.sampling.reward is not None:
+            check_reward(f"{path}.method.sampling.reward", method.sampling.reward, config)
+        elif "correct" not in (method.sampling.rule, method.sampling.match):
+            raise ConfigError(f"{path}.method.sampling.reward: missing: rule {method.sampling.rule} needs scores")
     elif isinstance(method, DirectMethod):
         _check_batch(f"{path}.method", method, sampled_pairs(config))
         _check_losses(f"{path}.method", method)

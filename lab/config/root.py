@@ -167,3 +167,5 @@ class LabConfig:
     arms: Mapping[str, ArmConfig]
     pipelines: Mapping[str, PipelineConfig]  # of experiment=pipelines
     run: RunConfig
+    feedback: FeedbackConfig | None = None  # who labels the pool instead of its annotator; null: the annotator
+    label_sources: Mapping[str, LabelSourceConfig] = field(default_factory=dict)  # of experiment=ai_feedback
