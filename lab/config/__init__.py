@@ -15,14 +15,26 @@ from lab.config.data import (
     PreferencesConfig,
     WorldData,
 )
+from lab.config.feedback import (
+    AILabels,
+    ConstitutionConfig,
+    FeedbackConfig,
+    FewLabels,
+    LabelSourceConfig,
+    Principle,
+    ReviserConfig,
+    Revisions,
+    WorldReviser,
+    WrittenReviser,
+)
 from lab.config.filters import RejectionConfig
 from lab.config.methods import (
     BestOfNMethod,
     ContinuedMethod,
     DirectMethod,
-    MethodConfig,
     NoMethod,
     OnlineMethod,
+    UnpairedMethod,
 )
 from lab.config.models import (
     CheckpointModel,
@@ -32,6 +44,7 @@ from lab.config.models import (
     SupervisedConfig,
     WorldModel,
 )
+from lab.config.pipelines import MethodConfig, PipelineConfig, RejectionMethod, StageConfig
 from lab.config.rewards import (
     BackboneConfig,
     CheckpointBackbone,
@@ -70,13 +83,15 @@ from lab.config.root import (
 from lab.typed import ConfigError, build, nearest, plain
 
 __all__ = [
-    "AnyPreferences", "ArmConfig", "BackboneConfig", "BenchmarkConfig", "BestOfNMethod", "CandidateConfig",
-    "CheckpointBackbone", "CheckpointModel", "ClassifierSource", "ConfigError", "ContinuedMethod",
+    "AILabels", "AnyPreferences", "ArmConfig", "BackboneConfig", "BenchmarkConfig", "BestOfNMethod", "CandidateConfig",
+    "CheckpointBackbone", "CheckpointModel", "ClassifierSource", "ConfigError", "ConstitutionConfig", "ContinuedMethod",
     "CountsConfig", "DataConfig", "DemonstratorConfig", "DirectMethod", "EndpointJudge", "EnsembleSource",
-    "EvaluationConfig", "ImplicitSource", "JsonlData", "JudgeConfig", "JudgeSource", "LabConfig", "LocalJudge",
-    "MethodConfig", "MixtureSource", "ModelConfig", "MultiObjectiveConfig", "MultiObjectiveSource", "NoMethod",
-    "OnlineMethod", "OutcomeSource", "PackagedBackbone", "PackagedModel", "PairsFileConfig", "PartConfig",
-    "PolicyBackbone", "PreferencesConfig", "ProcessSource", "RejectionConfig", "RewardConfig", "RewardModelConfig",
-    "RunConfig", "ScaleConfig", "SimpleSource", "SizeConfig", "SizesConfig", "SupervisedConfig", "TokenRewardConfig",
-    "WorldBackbone", "WorldData", "WorldJudge", "WorldModel", "build", "nearest", "plain",
+    "EvaluationConfig", "FeedbackConfig", "FewLabels", "ImplicitSource", "JsonlData", "JudgeConfig", "JudgeSource",
+    "LabConfig", "LabelSourceConfig", "LocalJudge", "MethodConfig", "MixtureSource", "ModelConfig",
+    "MultiObjectiveConfig", "MultiObjectiveSource", "NoMethod", "OnlineMethod", "OutcomeSource", "PackagedBackbone",
+    "PackagedModel", "PairsFileConfig", "PartConfig", "PipelineConfig", "PolicyBackbone", "PreferencesConfig",
+    "Principle", "ProcessSource", "RejectionConfig", "RejectionMethod", "ReviserConfig", "Revisions", "RewardConfig",
+    "RewardModelConfig", "RunConfig", "ScaleConfig", "SimpleSource", "SizeConfig", "SizesConfig", "StageConfig",
+    "SupervisedConfig", "TokenRewardConfig", "UnpairedMethod", "WorldBackbone", "WorldData", "WorldJudge", "WorldModel",
+    "WorldReviser", "WrittenReviser", "build", "nearest", "plain",
 ]  # fmt: skip

@@ -43,6 +43,14 @@ def run_stage(
             from lab.stages.pairs_file import run
         case "rejection":
             from lab.stages.rejection import run
+        case "first_pairs":
+            from lab.stages.first_pairs import run
+        case "ai_labels":
+            from lab.stages.ai_labels import run
+        case "reviser":
+            from lab.stages.reviser import run
+        case "revise":
+            from lab.stages.revise import run
         case "benchmark_set":
             from lab.stages.benchmark_set import run
         case "benchmark":
