@@ -6,6 +6,7 @@ Every random draw comes from a private generator with a derived seed, so the sam
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -329,6 +330,51 @@ class HierarchicalBootstrap:
         if error == 0:
             return 1.0 if point == 0 else 0.0
         return float(2 * special.stdtr(degrees_of_freedom(components), -abs(point) / error))
+
+    def contrast(self, parts: Sequence[tuple[float, str, Mapping[str, Floats]]]) -> Interval:
+        """The interval of sum_i weight_i mean_i over ``parts`` (weight, arm, strata), paired by prompt.
+
+        As ``difference``, which is its case of the weights 1 and -1; each arm may stand in it once. ``n_seeds`` is the
+        smallest number of seeds of any part that has more than one. ValueError as ``difference``.
+        """
+        point, draws_B, components, parts_left = self._contrast(parts)
+        found = self._interval(point, draws_B, components, parts_left[0])
+        seeds = [next(iter(left.values())).shape[0] for left in parts_left]
+        return dataclasses.replace(found, n_seeds=min([count for count in seeds if count > 1], default=1))
+
+    def contrast_draws(self, parts: Sequence[tuple[float, str, Mapping[str, Floats]]]) -> Floats:
+        """(B,) resamples whose quantiles are the ends of ``contrast``; resample b of one contrast goes with b of
+        another, as in ``draws``."""
+        point, draws_B, components, _ = self._contrast(parts)
+        return point + self._stretch(components) * (draws_B - point)
+
+    def _contrast(
+        self, parts: Sequence[tuple[float, str, Mapping[str, Floats]]]
+    ) -> tuple[float, Floats, list[tuple[float, int]], list[dict[str, Floats]]]:
+        """The estimate, its (B,) resamples, its variance components and the cells of each part that entered."""
+        said = ", ".join(arm for _, arm, _ in parts)
+        left: list[dict[str, Floats]] = [{} for _ in parts]
+        gap = {}
+        for name in parts[0][2]:
+            several = [strata.get(name) for _, _, strata in parts]
+            shapes = [None if cells is None else cells.shape for cells in several]
+            known = [cells for cells in several if cells is not None]
+            if len(known) < len(parts) or len({cells.shape[1] for cells in known}) > 1:
+                raise ValueError(f"contrast of {said}: {name}: prompts do not match, got {shapes}")
+            common = np.all([np.isfinite(cells).any(0) for cells in known], axis=0)
+            if not common.any():
+                raise ValueError(f"contrast of {said}: {name}: no prompt in common")
+            for own, cells in zip(left, known, strict=True):
+                own[name] = cells[:, common]
+            means = [np.nanmean(own[name], 0, keepdims=True) for own in left]
+            gap[name] = np.sum([part[0] * mean for part, mean in zip(parts, means, strict=True)], axis=0)
+        point, draws_B, components = 0.0, np.zeros(self.resamples), []
+        for (weight, arm, _), own in zip(parts, left, strict=True):
+            arm_point, arm_B = self._draws(arm, own, None)
+            point, draws_B = point + weight * arm_point, draws_B + weight * arm_B
+            variance, df = _seed_component(own, None)
+            components.append((weight**2 * variance, df))
+        return point, draws_B, [*components, _prompt_component(gap)], left
 
     def _difference(
         self,

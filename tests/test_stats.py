@@ -265,3 +265,23 @@ def test_the_p_value_of_a_difference_goes_with_its_interval() -> None:
         assert (p < 0.05) == (gap.low > 0 or gap.high < 0)
         assert p == pytest.approx(bootstrap.difference_p("b", before, "a", after))
     assert bootstrap.difference_p("a", before, "a", before) == 1.0
+
+
+def test_a_contrast_of_two_is_their_difference_and_of_four_their_combination() -> None:
+    rng = np.random.default_rng(5)
+    arms = {name: {"m": rng.normal(size=(4, 9)), "s": rng.normal(size=(4, 7))} for name in "abcd"}
+    arms["b"]["m"][:, 2] = np.nan  # a prompt that one side lacks is left out of both
+    bootstrap = HierarchicalBootstrap(0, 400)
+    plain = bootstrap.difference("a", arms["a"], "b", arms["b"])
+    found = bootstrap.contrast([(1.0, "a", arms["a"]), (-1.0, "b", arms["b"])])
+    assert (found.point, found.low, found.high) == pytest.approx((plain.point, plain.low, plain.high))
+    draws_B = bootstrap.contrast_draws([(1.0, "a", arms["a"]), (-1.0, "b", arms["b"])])
+    assert np.quantile(draws_B, [0.025, 0.975]) == pytest.approx((found.low, found.high))
+    weights = {"a": 1.0, "b": -1.0, "c": -1.0, "d": 1.0}
+    four = bootstrap.contrast([(weight, name, arms[name]) for name, weight in weights.items()])
+    keep = [p for p in range(9) if p != 2]
+    by_hand = sum(w * (arms[n]["m"][:, keep].mean() + arms[n]["s"].mean()) / 2 for n, w in weights.items())
+    assert four.point == pytest.approx(by_hand)
+    assert four.low < four.point < four.high
+    with pytest.raises(ValueError, match="contrast of a, b: s: prompts do not match"):
+        bootstrap.contrast([(1.0, "a", arms["a"]), (-1.0, "b", {"m": arms["b"]["m"]})])

@@ -122,11 +122,11 @@ def _golds(rows: pd.DataFrame | None, keys: Sequence[tuple[str, str]], ns: Seque
             parts = {"sft": own[own.arm == "sft"], "ppo": own[(own.arm == "ppo_rm") & own.final]}
             parts |= {f"best_of_{n}": own[(own.arm == "best_of_n") & (own.step == n)] for n in ns}
             if len(own):
-                found[backbone, prompts] = {name: _matrices(part, columns) for name, part in parts.items() if len(part)}
+                found[backbone, prompts] = {name: matrices(part, columns) for name, part in parts.items() if len(part)}
     return found
 
 
-def _matrices(cells: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> tuple[list[int], Strata]:
+def matrices(cells: pd.DataFrame, columns: Mapping[str, Sequence[str]]) -> tuple[list[int], Strata]:
     """The seeds that have a value in every domain, and domain -> (S, P)."""
     wide = {
         domain: cells[cells.domain == domain].pivot(index="seed", columns="prompt_id", values="gold")
@@ -167,9 +167,9 @@ def _seed_lines(
     gold: Gold,
     ns: Sequence[int],
 ) -> list[dict[str, Any]]:
-    start = _seed_means(*gold["sft"]) if "sft" in gold else {}
+    start = seed_means(*gold["sft"]) if "sft" in gold else {}
     base = float(np.mean(list(start.values()))) if start else math.nan
-    means = {name: _seed_means(*gold.get(name, ([], {}))) for name in (*(f"best_of_{n}" for n in ns), "ppo")}
+    means = {name: seed_means(*gold.get(name, ([], {}))) for name in (*(f"best_of_{n}" for n in ns), "ppo")}
     lines = []
     for seed in planned:
         line: dict[str, Any] = {"backbone": key[0], "prompts": key[1], "parameters": parameters, "seed": seed}
@@ -182,7 +182,8 @@ def _seed_lines(
     return lines
 
 
-def _seed_means(seeds: Sequence[int], strata: Strata) -> dict[int, float]:
+def seed_means(seeds: Sequence[int], strata: Strata) -> dict[int, float]:
+    """Seed -> the unweighted mean over domains of its mean over prompts."""
     if not seeds:
         return {}
     means_S = np.mean([np.nanmean(cells, axis=1) for cells in strata.values()], axis=0)
@@ -389,11 +390,11 @@ def _lines(found: SizeSweep) -> tuple[list[str], list[list[str]]]:
     head += [*(f"best-of-{n} gold" for n in found.ns), "PPO gold", "PPO Δ SFT", "RM training FLOPs", "status"]
     body = []
     for line in found.table.to_dict("records"):
-        cells = [line["backbone"], line["prompts"], _number(line["parameters"], ",.0f")]
+        cells = [line["backbone"], line["prompts"], number(line["parameters"], ",.0f")]
         cells.append(f"{line['n_seeds']} of {line['n_expected']}")
-        cells += [_with_interval(line, name, ".1%") for name in ("accuracy", "overall", "hard")]
-        cells += [_with_interval(line, name, ".3f") for name in golds] + [_with_interval(line, "ppo_delta", "+.3f")]
-        cells.append(_number(line["training_flops"], ".2g"))
+        cells += [with_interval(line, name, ".1%") for name in ("accuracy", "overall", "hard")]
+        cells += [with_interval(line, name, ".3f") for name in golds] + [with_interval(line, "ppo_delta", "+.3f")]
+        cells.append(number(line["training_flops"], ".2g"))
         body.append([*cells, f"{line['status']}: {line['note']}".rstrip(": ")])
     return head, body
 
@@ -424,7 +425,8 @@ def terminal(found: SizeSweep) -> str:
     return "\n".join([*rows, "", *found.findings, "", _caption(found)])
 
 
-def _with_interval(line: Mapping[str, Any], name: str, style: str) -> str:
+def with_interval(line: Mapping[str, Any], name: str, style: str) -> str:
+    """``0.512 [0.480, 0.544]`` from the columns of ``name``; a dash where it is missing."""
     if math.isnan(line[name]):
         return "–"
     ends = (
@@ -433,5 +435,6 @@ def _with_interval(line: Mapping[str, Any], name: str, style: str) -> str:
     return f"{line[name]:{style}}{ends}"
 
 
-def _number(value: float, style: str) -> str:
+def number(value: float, style: str) -> str:
+    """The value, or a dash where it is missing."""
     return "–" if math.isnan(value) else format(value, style)
