@@ -14,6 +14,7 @@ from lab.config import (
     JudgeSource,
     LabConfig,
     PreferencesConfig,
+    RevisionConfig,
     Revisions,
     WorldJudge,
     WorldModel,
@@ -57,8 +58,8 @@ def _check(config: LabConfig, path: str, feedback: FeedbackConfig) -> None:
                 _check_constitution(f"{path}.constitution", feedback.constitution)
         case Revisions():
             _check_judge(config, path, feedback)
-            _check_constitution(f"{path}.constitution", feedback.constitution)
-            _check_revisions(config, path, feedback)
+            _check_constitution(f"{path}.revision.constitution", feedback.constitution)
+            _check_revisions(config, f"{path}.revision", feedback.revision)
 
 
 def _check_judge(config: LabConfig, path: str, feedback: AILabels | Revisions) -> None:
@@ -93,7 +94,7 @@ def _check_constitution(path: str, constitution: ConstitutionConfig) -> None:
                 raise ConfigError(f"{where}.{key}: {found[0]} would be filled in when a judge is asked")
 
 
-def _check_revisions(config: LabConfig, path: str, feedback: Revisions) -> None:
+def _check_revisions(config: LabConfig, path: str, feedback: RevisionConfig) -> None:
     principles = feedback.constitution.principles
     if feedback.rounds > len(principles):
         raise ConfigError(f"{path}.rounds: {feedback.rounds} is more than the {len(principles)} principles there are")
@@ -126,5 +127,3 @@ def _check_revisions(config: LabConfig, path: str, feedback: Revisions) -> None:
         case WrittenReviser(path=given):
             if not (Path(given) / "config.json").is_file():
                 raise ConfigError(f"{path}.reviser.path: {given!r} holds no config.json, so it is no checkpoint")
-
-

@@ -88,23 +88,36 @@ class AILabels:
 
 
 @dataclass(frozen=True)
-class Revisions:
-    """Critique and revision of the pool's completions under a constitution (Bai et al. 2022, arXiv 2212.08073).
+class RevisionConfig:
+    """How the pool's completions are criticised and revised (Bai et al. 2022, arXiv 2212.08073).
 
-    Each draft meets ``rounds`` principles in an order drawn for its prompt. The revised answers are demonstrations
-    for SFT; draft and revision are a pair, which the judge labels. ``labels`` as in ``AILabels``.
+    Each draft meets ``rounds`` principles in an order drawn for its prompt; ``max_new_tokens`` and ``temperature`` are
+    of critiques and revisions.
     """
 
-    kind: Literal["revisions"]
     constitution: ConstitutionConfig
     reviser: ReviserConfig
-    judge: JudgeConfig
     rounds: int
     drafts_per_prompt: int
     max_new_tokens: int
     temperature: float
+
+
+@dataclass(frozen=True)
+class Revisions:
+    """Critique and revision. The revised answers are demonstrations for SFT; draft and revision are a pair, which the
+    judge labels. ``labels`` as in ``AILabels``."""
+
+    kind: Literal["revisions"]
+    revision: RevisionConfig
+    judge: JudgeConfig
     labels: int = 0
     seed: int = 0
+
+    @property
+    def constitution(self) -> ConstitutionConfig:
+        """What drafts are revised under; a judge that reads labels under the same."""
+        return self.revision.constitution
 
 
 FeedbackConfig = Union[FewLabels, AILabels, Revisions]  # noqa: UP007

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from lab.artifact import MANIFEST
-from lab.records import Ledger, Pair
+from lab.records import Pair
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -93,14 +89,3 @@ def label_card(
         "mean_strength": float(strength(first_N[kept]).mean()) if kept.any() else None,
         "domains": {name: int((kept & (domain == name)).sum()) for name in names},
     }
-
-
-def carried(folder: Path) -> Ledger:
-    """What the artifact in ``folder`` cost, by its manifest, its wall time among it; nothing where there is none."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        return Ledger()
-    manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    known = Ledger(**manifest["ledger"])
-    seconds = float(manifest.get("duration_seconds") or 0.0)
-    return known + Ledger(wall_seconds=seconds if math.isfinite(seconds) else 0.0)
