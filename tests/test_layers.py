@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models", "data", "world", "benchmarks"),
     ("sampling", "rewards"),
     ("evaluation", "training", "trl_private", "online", "feedback"),
-    ("stages", "figures", "report"),
+    ("stages", "figures", "report", "annotate"),
     ("graph", "worker", "execute", "warm_up"),
     ("experiments",),
     ("__main__",),
