@@ -9,10 +9,11 @@ from typing import Any
 
 from lab.data.annotations import item_id
 from lab.data.jsonl import JsonlError, prompt_at, read_rows, text_at, value_at
-from lab.data.preference_files import READERS
+from lab.data.pair_formats import Stated, read_hh, read_instruction, read_pairs
 from lab.records import derive_seed
 
-FORMATS = ("pairs", "hh", "instruction")
+FORMATS = {"pairs": read_pairs, "hh": read_hh, "instruction": read_instruction}
+"""How a row states two completions of one prompt: those of ``lab.data.preference_files`` that say nothing else."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,10 @@ def _texts(path: Path, line: int, row: Mapping[str, Any], format: str) -> tuple[
             f"{path}:{line}: keys 'completion_a' and 'completion_b', or 'chosen' and 'rejected', are missing"
             f" (the row has: {', '.join(row)})"
         )
-    try:
-        return READERS[format](path, line, row)
-    except JsonlError:
-        raise
-    except ValueError as error:  # two sides that answer different prompts
-        raise JsonlError(f"{path}:{line}: {error}") from None
+    (stated,) = FORMATS[format](path, line, row)
+    if not isinstance(stated, Stated):
+        raise JsonlError(f"{path}:{line}: {stated.message}")
+    return stated.prompt, stated.chosen, stated.rejected
 
 
 def _prompt(path: Path, line: int, row: Mapping[str, Any]) -> str:

@@ -1,12 +1,13 @@
-"""Answers that people gave on the page of ``lab.annotate``: the rows of its journal, and the pairs that follow from them.
+"""Answers that people gave on the page of ``lab.annotate``: the rows of its journal, and the pairs that follow.
 
 A row is a JSON object that needs no other file. Every row: ``kind`` ("answer" or "undo"), ``item`` (``item_id``),
-``annotator``, ``time`` (ISO 8601, UTC). An answer also has ``prompt``, ``left`` and ``right`` (the texts as they stood on
-the page), ``order`` ("ab": the file's first completion stood on the left; "ba") and ``answer``, one of ``ANSWERS``.
+``annotator``, ``time`` (ISO 8601, UTC). An answer also has ``prompt``, ``left`` and ``right`` (the texts as they stood
+on the page), ``order`` ("ab": the file's first completion stood on the left; "ba"), ``answer``, one of ``ANSWERS``, and
+``source_row``, the item's line in the file that it came from.
 
 An annotator's last answer on an item stands; an undo takes it back. The answer that more than half of an item's
-annotators give is the item's: so one annotator's word is final, and a vote of one against one leaves no pair. (Every
-annotator's own pair would be no better: readers drop duplicates, which would turn a vote of two to one into one to one.)
+annotators give is the item's: so one annotator's word is final, and a vote of one against one leaves no pair. (A pair
+for every annotator would be no better: readers drop duplicates, and so would turn two votes to one into one to one.)
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ ANSWERS = ("left", "right", "tie", "both_bad")
 UNDECIDED = ("tie", "both_bad")
 FATES = ("agreeing", "outvoted", "split", *UNDECIDED, "superseded")
 """What becomes of a row that is not itself a pair. agreeing: another row states the item's pair already; outvoted: most
-annotators say something else; split: no answer has a majority; tie, both_bad: that is the majority's answer; superseded:
-taken back or answered anew, and the rows that take back."""
+annotators say something else; split: no answer has a majority; tie, both_bad: that is the majority's answer;
+superseded: taken back or answered anew, and the rows that take back."""
 
 
 @dataclass(frozen=True)
