@@ -1,8 +1,8 @@
 """A constitution at work: which principle is meant, and how a model that reads is asked in words.
 
-Critique and revision as in Bai et al. 2022 (arXiv 2212.08073, section 3.1): one conversation in which the model answers,
-criticises its answer and writes it again; a comparison under one principle as in their section 4.1. Untrusted text is
-pasted, never formatted: ``judge_templates.fill`` makes one pass.
+Critique and revision as in Bai et al. 2022 (arXiv 2212.08073, section 3.1): one conversation in which the model
+answers, criticises its answer and writes it again; a comparison under one principle as in their section 4.1. Untrusted
+text is pasted, never formatted: ``judge_templates.fill`` makes one pass.
 """
 
 from __future__ import annotations

@@ -259,13 +259,18 @@ class LocalJudgeBackend:
         self, prompts: Sequence[Prompt], first: Sequence[Completion], second: Sequence[Completion]
     ) -> np.ndarray:
         """Log-probabilities (N, 2) of "A" and "B"; NaN where the question is longer than the model can read."""
-        questions = [
+        return self._answers(self.comparisons(prompts, first, second), self._compare_tokens)
+
+    def comparisons(
+        self, prompts: Sequence[Prompt], first: Sequence[Completion], second: Sequence[Completion]
+    ) -> list[str]:
+        """The questions of N comparisons in words."""
+        return [
             fill(
                 self.templates.compare, {"prompt": self._safe(p.text), "first": self._side(a), "second": self._side(b)}
             )
             for p, a, b in zip(prompts, first, second, strict=True)
         ]
-        return self._answers(questions, self._compare_tokens)
 
     def grade(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> np.ndarray:
         """Log-probabilities (N, 5) of "1" to "5"; NaN where the question is longer than the model can read."""

@@ -26,7 +26,7 @@ from lab.feedback.constitution import comparison, drawn
 from lab.feedback.pool import carried, copy_rest
 from lab.models import parameter_count, pick_device
 from lab.records import Ledger, Pair
-from lab.rewards import load_reward
+from lab.rewards import RewardSource, load_reward
 from lab.rewards.held_out import sides
 from lab.rewards.judge import (
     EndpointJudgeBackend,
@@ -42,13 +42,11 @@ from lab.store import Context, StageResult
 CHUNK = 128
 """Pairs asked between two writes. Part of the recipe: the last bits of a verdict may depend on its batch."""
 
-TRUTHS = {"world": GoldReward, "verifier": VerifierReward}
-
 
 def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
-    """Config: ``judge`` (JudgeConfig), ``annotator`` (the labels' name), ``gold`` ("world", "verifier" or null: no truth
-    is known), ``constitution`` (ConstitutionConfig or null), ``seed``. Inputs: "pairs" (a preference artifact), what the
-    judge needs, and "taught" (the preference artifact that a trained judge learnt from).
+    """Config: ``judge`` (JudgeConfig), ``annotator`` (the labels' name), ``gold`` ("world", "verifier" or null: the
+    truth is not known), ``constitution`` (ConstitutionConfig or null), ``seed``. Inputs: "pairs" (a preference
+    artifact), what the judge needs, and "taught" (the preference artifact that a trained judge learnt from).
 
     Writes a preference artifact: ``pairs.jsonl`` as the judge states them (strength: |log-odds|), the pool's other
     files, ``verdicts.jsonl`` (P(chosen first) in both orders, as asked) and ``card.json`` (``feedback.agreement``).
@@ -157,7 +155,7 @@ def margins(pairs: Sequence[Pair], gold: str | None) -> np.ndarray:
     if gold is None:
         return np.full(len(pairs), np.nan)
     prompts, chosen, rejected = sides(pairs)
-    source = TRUTHS[gold]()
+    source: RewardSource = GoldReward() if gold == "world" else VerifierReward()
     return np.asarray(source.score(prompts, chosen) - source.score(prompts, rejected), dtype=np.float64)
 
 

@@ -56,8 +56,8 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     artifact, whose samples are the drafts), "reviser" (of stage ``reviser``, or any policy that reads).
 
     Writes ``sft.jsonl`` (the answers as demonstrations, those cut off left out), a preference artifact whose pairs put
-    the revision over the draft (unlabelled: what differs), ``steps.jsonl`` and ``card.json``: gold before and after with
-    intervals, by round, domain and principle. The ledger says what the revisions cost from the policy on.
+    the revision over the draft (unlabelled: what differs), ``steps.jsonl`` and ``card.json``: gold before and after
+    with intervals, by round, domain and principle. The ledger says what the revisions cost from the policy on.
     Raises ValueError if there are no drafts, or no draft was changed.
     """
     settings = build(RevisionConfig, config["revision"], "feedback.revision")
