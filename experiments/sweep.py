@@ -43,7 +43,16 @@ def _rm_size(points: Sequence[Point], folder: Path) -> int:
     return rm_size.collect(points, folder)
 
 
-COLLECTORS: Mapping[str, Callable[[Sequence[Point], Path], int]] = {"rm_size": _rm_size}
+def _data_quality(points: Sequence[Point], folder: Path) -> int:
+    from experiments import data_quality
+
+    return data_quality.collect(points, folder)
+
+
+COLLECTORS: Mapping[str, Callable[[Sequence[Point], Path], int]] = {
+    "rm_size": _rm_size,
+    "data_quality": _data_quality,
+}
 """Experiment -> what makes one result of a sweep's points, in ``run.results`` of a single run; returns an exit code."""
 
 
@@ -267,8 +276,8 @@ def assert_comparable(points: Sequence[Point], group: str) -> None:
     _one_value({_name(point): record["shared"]["sft_digest"] for point, record in found}, "sft_digest")
     samplers = {_name(point): json.dumps(record["shared"]["sampler"], sort_keys=True) for point, record in found}
     _one_value(samplers, "sampler")
-    for option in dict.fromkeys(point.choices[group] for point, _ in found):
-        own = {_name(p): record["shared"]["prompts_digest"] for p, record in found if p.choices[group] == option}
+    for option in dict.fromkeys(point.choices.get(group) for point, _ in found):
+        own = {_name(p): record["shared"]["prompts_digest"] for p, record in found if p.choices.get(group) == option}
         _one_value(own, f"prompts_digest ({group}={option})")
 
 
@@ -298,3 +307,57 @@ def gather_rows(points: Sequence[Point], columns: Sequence[str]) -> pd.DataFrame
         if point.record is not None
     ]
     return pd.concat(frames, ignore_index=True) if frames else None
+
+
+# -------------------------------------------------------------------------------------- what every collector is made of
+
+
+def described(point: Point, columns: Sequence[str]) -> dict[str, Any]:
+    """A planned point as the tables take it: the options of ``columns``, seeds, status, note, its reward models (one a
+    seed, with what the random and the length-only reward score on the benchmark) and its preferences."""
+    found = point.record["candidates"] if point.record else []
+    of = {one["candidate"]: one for one in found}
+    beside = {key: of[name]["overall"] for key, name in (("chance", "random"), ("length_only", "length")) if name in of}
+    models = [{**one, **beside} for one in found if one["candidate"] == "reward_model"]
+    state = {"seeds": point.seeds, "status": point.status, "note": point.note, "reward_models": models}
+    known = (point.record or {}).get("preferences")
+    return {**{name: point.choices[name] for name in columns}, **state, "preferences": known}
+
+
+def resamples(points: Sequence[Point]) -> int:
+    """Of the bootstrap: the most that any run was told."""
+    return max((point.record["resamples"] for point in points if point.record), default=2000)
+
+
+def sources(experiment: str, points: Sequence[Point]) -> dict[str, Any]:
+    """What a figure of the sweep owes to its points. No path of this machine, no time: the same runs give the same
+    bytes. Raises ValueError if the points have different scales."""
+    scales = {json.dumps(point.record["scale"], sort_keys=True) for point in points if point.record}
+    if len(scales) > 1:
+        raise ValueError(f"cannot compare: the points of the sweep have different scales: {', '.join(sorted(scales))}")
+    scale = json.loads(scales.pop()) if scales else {"name": None, "note": ""}
+    keys = ("shared", "runs", "rows_sha256")
+    return {
+        "experiment": experiment,
+        "scale": scale["name"],
+        "note": scale["note"] or None,
+        "points": [
+            {"overrides": list(point.overrides), "status": point.status}
+            | ({key: point.record[key] for key in keys} if point.record else {})
+            for point in points
+        ],
+    }
+
+
+def write_files(folder: Path, rows: pd.DataFrame | None, files: Mapping[str, bytes]) -> list[Path]:
+    """``rows.parquet``, where there are rows, and ``files`` (name -> content), each whole. Returns the paths."""
+    from lab.tables import write_bytes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "rows.parquet"] if rows is not None else []
+    if rows is not None:
+        rows.to_parquet(paths[0].with_suffix(".tmp"), index=False, compression="zstd")
+        paths[0].with_suffix(".tmp").replace(paths[0])
+    for name, data in files.items():
+        write_bytes(folder / name, data)
+    return [*paths, *(folder / name for name in files)]

@@ -38,7 +38,7 @@ def test_a_line_for_each_size_and_number_of_pairs() -> None:
 def test_the_figure_has_a_line_for_each_size_and_control() -> None:
     figure = learning_figure(learning_table(MODELS), note="a note")
     labels = figure.axes[2].get_legend_handles_labels()[1]
-    assert sorted(labels) == ["m: 400", "random", "s: 100"]
+    assert sorted(labels) == ["m: 0.4k", "random", "s: 0.1k"]
     assert any(text.get_text() == "a note" for text in figure.texts)
     with pytest.raises(ValueError, match="no reward model"):
         learning_figure(learning_table([CONTROL]))

@@ -406,9 +406,9 @@ def test_collect_writes_what_redraw_draws_again(tmp_path: Path, capsys: pytest.C
     points = finished(folder, ("xs", "s", "m"), lost=("s",))
     assert rm_size.collect(points, folder) == 1
     first = files(folder)
-    assert set(first) == {"rows.parquet", "table.csv", "table.json", "table.md"} | {
-        f"rm_size.{kind}" for kind in ("png", "pdf", "svg", "json")
-    }
+    tables = {"table.csv", "table.md", "table.json", "learning.csv", "learning.md", "learning.tables.json"}
+    drawn = {f"{name}.{kind}" for name in ("rm_size", "learning") for kind in ("png", "pdf", "svg")}
+    assert set(first) == {"rows.parquet", "rm_size.json", "learning.json"} | tables | drawn
     assert set(pd.read_parquet(folder / "rows.parquet").backbone) == {"xs", "m"}
     table = pd.read_csv(folder / "table.csv")
     assert list(table.status) == ["complete", "complete", "missing", "missing", "complete", "complete"]
@@ -423,9 +423,9 @@ def test_collect_writes_what_redraw_draws_again(tmp_path: Path, capsys: pytest.C
 
     kept = redraw.keep(folder, tmp_path / "kept")
     assert kept == tmp_path / "kept" / "rm_size"
-    assert set(files(kept)) == {"table.csv", "table.md", "table.json", "rm_size.json"}
+    assert set(files(kept)) == {"rm_size.json", "learning.json", "rows.parquet"} | tables
     redraw.redraw(kept)
-    assert files(kept) == {name: data for name, data in first.items() if name != "rows.parquet"}
+    assert files(kept) == first
 
 
 def test_only_a_complete_sweep_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

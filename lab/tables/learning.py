@@ -45,7 +45,9 @@ def learning_table(models: Sequence[Mapping[str, Any]], level: float = 0.95) -> 
             values = [float(model[name]) for model in seeds.values() if model.get(name) is not None]
             line |= interval_columns(name, t_interval(values, level))
         lines.append(line)
-    table = pd.DataFrame(lines)
+    columns = ["backbone", "control", "parameters", "pairs", "n_seeds"]
+    columns += [column for name in MEASURES for column in interval_columns(name, None)]
+    table = pd.DataFrame(lines, columns=columns)
     return table.sort_values(["control", "parameters", "pairs"], kind="stable", ignore_index=True)
 
 

@@ -416,13 +416,16 @@ def markdown(found: SizeSweep) -> str:
 
 def terminal(found: SizeSweep) -> str:
     """The same as text."""
-    head, body = _lines(found)
+    return "\n".join([*aligned(*_lines(found)), "", *found.findings, "", _caption(found)])
+
+
+def aligned(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table for the terminal, its columns aligned to the left."""
     widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    rows = [
+    return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in (head, ["-" * width for width in widths], *body)
     ]
-    return "\n".join([*rows, "", *found.findings, "", _caption(found)])
 
 
 def with_interval(line: Mapping[str, Any], name: str, style: str) -> str:
