@@ -32,7 +32,14 @@ def _real_reward_model(config: LabConfig) -> int:
     return real_reward_model.run(config)
 
 
+def _build_benchmark(config: LabConfig) -> int:
+    from experiments import build_benchmark
+
+    return build_benchmark.run(config)
+
+
 EXPERIMENTS: dict[str, Callable[[LabConfig], int]] = {
+    "build_benchmark": _build_benchmark,
     "compare": _compare,
     "health": _compare,  # compare with one more arm
     "rm_size": _compare,  # its points; experiments.rm_size puts them together

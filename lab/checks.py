@@ -78,6 +78,11 @@ SHARES = {
     "gamma",
     "gae_lambda",
     "adam_beta2",
+    "judge_right",
+    "judge_wrong",
+    "majority_share",
+    "min_difficulty",
+    "near_duplicates",
 }
 ZERO_OR_MORE = {
     "base_warmup",
@@ -86,6 +91,8 @@ ZERO_OR_MORE = {
     "many_checkpoints",
     "margin",
     "max_characters",
+    "max_words",
+    "min_words",
     "rating_noise",
     "retries",
     "uncertainty_weight",

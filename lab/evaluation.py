@@ -130,7 +130,7 @@ def answer(
 
 
 def judge(answers: Sequence[Answer], gold: str) -> list[Judgement]:
-    """The truth about every answer. ``gold``: "world" (its utility) or "verifier" (correct or not).
+    """The truth about every answer. ``gold``: "world" (its utility), "verifier" (correct or not) or "none" (NaN).
 
     Raises BrokenVerifierError if more than 5% of the verdicts are ERROR, and ValueError naming a prompt that has no
     truth at all.
@@ -154,10 +154,12 @@ def judge(answers: Sequence[Answer], gold: str) -> list[Judgement]:
                 failed = verdict.outcome in (Outcome.TIMEOUT, Outcome.ERROR)
                 truth = float("nan") if failed else float(verdict.correct)
                 judgements.append(Judgement(truth, None, None, outcome, extracted))
+            case "none":
+                judgements.append(Judgement(float("nan"), None, None, outcome, extracted))
             case "verifier":
                 raise ValueError(f"prompt {one.prompt.id}: no verifier, so nothing says whether an answer is good")
             case _:
-                raise ValueError(f"gold: expected world or verifier, got {gold!r}")
+                raise ValueError(f"gold: expected world, verifier or none, got {gold!r}")
     return judgements
 
 

@@ -5,6 +5,7 @@ Unknown, missing and mistyped keys raise ``ConfigError`` naming the key and the 
 import.
 """
 
+from lab.config.building import AnswersConfig, ArmAnswers, BackboneAnswers, BuildingConfig, CheckpointAnswers
 from lab.config.data import (
     AnyPreferences,
     CountsConfig,
@@ -83,6 +84,7 @@ from lab.config.root import (
 from lab.typed import ConfigError, build, nearest, plain
 
 __all__ = [
+    "AnswersConfig", "ArmAnswers", "BackboneAnswers", "BuildingConfig", "CheckpointAnswers",
     "AILabels", "AnyPreferences", "ArmConfig", "BackboneConfig", "BenchmarkConfig", "BestOfNMethod", "CandidateConfig",
     "CheckpointBackbone", "CheckpointModel", "ClassifierSource", "ConfigError", "ConstitutionConfig", "ContinuedMethod",
     "CountsConfig", "DataConfig", "DemonstratorConfig", "DirectMethod", "EndpointJudge", "EnsembleSource",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lab.config.building import BuildingConfig
 from lab.config.data import AnyPreferences, DataConfig
 from lab.config.feedback import FeedbackConfig, LabelSourceConfig
 from lab.config.models import ModelConfig, SupervisedConfig
@@ -169,3 +170,4 @@ class LabConfig:
     run: RunConfig
     feedback: FeedbackConfig | None = None  # who labels the pool instead of its annotator; null: the annotator
     label_sources: Mapping[str, LabelSourceConfig] = field(default_factory=dict)  # of experiment=ai_feedback
+    build_benchmark: BuildingConfig | None = None  # of experiment=build_benchmark

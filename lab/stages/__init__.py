@@ -51,6 +51,10 @@ def run_stage(
             from lab.stages.reviser import run
         case "revise":
             from lab.stages.revise import run
+        case "benchmark_prompts":
+            from lab.stages.benchmark_prompts import run
+        case "benchmark_build":
+            from lab.stages.benchmark_build import run
         case "benchmark_set":
             from lab.stages.benchmark_set import run
         case "benchmark":
