@@ -89,13 +89,15 @@ def _check_others(paths: Sequence[Path], out: Path, annotator: str) -> None:
 
 def free_port(host: str, port: int) -> int:
     """``port`` if it can be listened on, or one that can for 0. Raises UsageError for one that is taken."""
+    if not 0 <= port < 1 << 16:
+        raise UsageError(f"--port: expected a number from 0 to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server: a closed one may linger
             probe.bind(address)
             return int(probe.getsockname()[1])
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UsageError(f"--host {host} --port {port}: cannot listen there ({error}); "
                          "choose another port, or --port 0 for any that is free") from None  # fmt: skip
 
