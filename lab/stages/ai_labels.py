@@ -24,9 +24,10 @@ from lab.data.jsonl import read_pairs, write_records
 from lab.feedback.agreement import label_card, relabel
 from lab.feedback.constitution import comparison, drawn
 from lab.feedback.pool import carried, copy_rest
+from lab.feedback.truth import margins
 from lab.models import parameter_count, pick_device
 from lab.records import Ledger, Pair
-from lab.rewards import RewardSource, load_reward
+from lab.rewards import load_reward
 from lab.rewards.held_out import sides
 from lab.rewards.judge import (
     EndpointJudgeBackend,
@@ -36,7 +37,6 @@ from lab.rewards.judge import (
     WorldJudgeBackend,
     compare_ids,
 )
-from lab.rewards.truth import GoldReward, VerifierReward
 from lab.store import Context, StageResult
 
 CHUNK = 128
@@ -148,15 +148,6 @@ def read_verdicts(path: Path, pairs: Sequence[Pair]) -> list[tuple[float, float]
             raise ValueError(f"{path}:{number}: a verdict on prompt {row['prompt']}, expected {pair.prompt.id}")
     path.write_text("".join(line + "\n" for line in lines[:whole]), encoding="utf-8")
     return [tuple(np.nan if row[key] is None else row[key] for key in ("forward", "backward")) for row in rows]  # type: ignore[misc]
-
-
-def margins(pairs: Sequence[Pair], gold: str | None) -> np.ndarray:
-    """True utility of the chosen side less that of the rejected (N,), NaN where there is no truth."""
-    if gold is None:
-        return np.full(len(pairs), np.nan)
-    prompts, chosen, rejected = sides(pairs)
-    source: RewardSource = GoldReward() if gold == "world" else VerifierReward()
-    return np.asarray(source.score(prompts, chosen) - source.score(prompts, rejected), dtype=np.float64)
 
 
 def asking_flops(judge: JudgeReward, pairs: Sequence[Pair]) -> float:

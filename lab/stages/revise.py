@@ -25,10 +25,10 @@ from lab.feedback.constitution import drawn
 from lab.feedback.gains import gains, principle_lines
 from lab.feedback.pool import carried, copy_rest
 from lab.feedback.revisers import Reviser, WorldReviserBackend, WrittenReviserBackend
+from lab.feedback.truth import truth
 from lab.feedback.world_editor import breaks
 from lab.models import pick_device
 from lab.records import Completion, Demonstration, Ledger, Pair, Prompt, derive_seed
-from lab.rewards.truth import GoldReward, VerifierReward
 from lab.store import Context, StageResult
 
 CHUNK = 128
@@ -185,7 +185,7 @@ def describe(
     drafts: Sequence[Draft], rounds: Sequence[Sequence[Applied]], gold: str, world: bool, settings: RevisionConfig
 ) -> dict[str, Any]:
     """Outcomes, gold before and after (``feedback.gains``), and each principle's share in it."""
-    source = GoldReward() if gold == "world" else VerifierReward()
+    source = truth(gold)
     prompts = [prompt for prompt, _ in drafts]
     texts = [[one for _, one in drafts]]
     for applied in rounds:
