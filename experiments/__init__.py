@@ -38,14 +38,29 @@ def _build_benchmark(config: LabConfig) -> int:
     return build_benchmark.run(config)
 
 
+def _pipelines(config: LabConfig) -> int:
+    from experiments import pipelines
+
+    return pipelines.run(config)
+
+
+def _ai_feedback(config: LabConfig) -> int:
+    from experiments import ai_feedback
+
+    return ai_feedback.run(config)
+
+
 EXPERIMENTS: dict[str, Callable[[LabConfig], int]] = {
     "build_benchmark": _build_benchmark,
     "compare": _compare,
     "health": _compare,  # compare with one more arm
+    "data_quality": _compare,  # its points; experiments.data_quality puts them together
     "rm_size": _compare,  # its points; experiments.rm_size puts them together
+    "ai_feedback": _ai_feedback,
     "real_reward_model": _real_reward_model,
     "reward_models": _reward_models,
     "overoptimisation": _overoptimisation,
+    "pipelines": _pipelines,
     "tune": _compare,  # every trial is an arm
 }
 

@@ -11,7 +11,6 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from lab.config import (
     NoMethod,
     OnlineMethod,
     PackagedModel,
+    PairsData,
     PairsFileConfig,
     PipelineConfig,
     RejectionMethod,
@@ -37,6 +37,8 @@ from lab.config import (
     WorldModel,
 )
 from lab.feedback_checks import check_feedback
+from lab.preference_checks import check_preferences
+from lab.filter_checks import check_filters
 from lab.records import DOMAINS
 from lab.reward_checks import check_candidate, check_reward, check_reward_model, check_watch, sampled_pairs
 from lab.typed import ConfigError, nearest
@@ -66,7 +68,7 @@ SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 JSONL_VERIFIERS = ("gsm8k", "math", "ifeval")
 """Rule verifiers that can judge a row of a JSONL file; the world's own need the world's prompts."""
 
-ANY_NUMBER = {"weight", "scale", "missing_eos_penalty", "length_bias"}
+ANY_NUMBER = {"weight", "scale", "missing_eos_penalty", "length_bias", "position_bias"}
 SHARES = {
     "careful",
     "slip",
@@ -74,6 +76,13 @@ SHARES = {
     "closer",
     "filler",
     "flip_rate",
+    "least",
+    "share",
+    "on_policy",
+    "strengths",
+    "coverage",
+    "duplicates",
+    "contamination",
     "label_smoothing",
     "gamma",
     "gae_lambda",
@@ -85,6 +94,11 @@ SHARES = {
     "near_duplicates",
 }
 ZERO_OR_MORE = {
+    "rows",
+    "budget",
+    "disagreement",
+    "max_margin",
+    "min_margin",
     "base_warmup",
     "data_seed",
     "layers",
@@ -143,6 +157,7 @@ def check(config: LabConfig) -> None:
     for name, candidate in config.candidates.items():
         check_candidate(config, name, candidate)
     check_watch(config)
+    check_filters(config)
     check_feedback(config)
 
 
@@ -162,12 +177,16 @@ def numbers(value: Any, path: str = "", name: str = "") -> Iterator[tuple[str, s
 
 
 def _check_number(path: str, name: str, value: float) -> None:
-    if name in ANY_NUMBER:
+    if name in ANY_NUMBER or path.startswith("preferences.weights."):
         return
     if name in SHARES:
         if not 0 <= value <= 1:
             raise ConfigError(f"{path}: expected a number from 0 to 1, got {value}")
-    elif name in ZERO_OR_MORE or path.endswith(("reward_model.pairs", "training.pairs", "preferences.limit")):
+    elif (
+        name in ZERO_OR_MORE
+        or path.startswith("preferences.domains.")
+        or path.endswith(("reward_model.pairs", "training.pairs", "preferences.limit"))
+    ):
         if value < 0:
             raise ConfigError(f"{path}: expected 0 or more, got {value}")
     elif value <= 0:
@@ -217,8 +236,13 @@ def _check_model_and_data(config: LabConfig) -> None:
     pool = config.preferences
     if not isinstance(pool, PairsFileConfig) and pool.demonstrations and not isinstance(data, JsonlData):
         raise ConfigError("preferences.demonstrations: true needs data.kind=jsonl; the world's prompts have no answers")
+    if isinstance(data, PairsData) and config.arms:
+        raise ConfigError(
+            "data.kind: pairs are no prompts that policies can be trained on or measured by; with data=preference_jsonl "
+            "choose an experiment without arms (experiment=real_reward_model), or name the pairs in preferences.path"
+        )
     if isinstance(data, JsonlData):
-        _check_exists("data.path", Path(data.path), folder=False)
+        _check_origin("data.path", data.path)
         for key, value, known in (
             ("verifier", data.verifier, JSONL_VERIFIERS),
             ("domain", data.domain, DOMAINS),
@@ -252,25 +276,19 @@ def _check_exists(key: str, path: Path, folder: bool) -> None:
     raise ConfigError(f"{key}: no such {what}: {str(path)!r}{suggestion}")
 
 
+def _check_origin(key: str, path: str) -> None:
+    if not path.startswith("hub:"):  # what the Hub, or the cache, has is known when it is read (``lab.data.origin``)
+        _check_exists(key, Path(path), folder=False)
+
+
 def _check_training(config: LabConfig) -> None:
     _check_batch("sft", config.sft, config.sft.examples)
     preferences = config.preferences
     if isinstance(preferences, PairsFileConfig):
-        _check_exists("preferences.path", Path(preferences.path), folder=False)
+        _check_origin("preferences.path", preferences.path)
         check_reward_model("reward_model", config.reward_model, config)
         return
-    if preferences.samples_per_prompt < 2:
-        raise ConfigError(
-            f"preferences.samples_per_prompt: a pair needs 2 samples, got {preferences.samples_per_prompt}"
-        )
-    candidates = preferences.samples_per_prompt + preferences.demonstrations
-    possible = config.data.counts.preference * comb(candidates, 2)
-    if preferences.pairs + preferences.held_out > possible:
-        raise ConfigError(
-            f"preferences.pairs: {preferences.pairs} and {preferences.held_out} held out are more than the {possible} "
-            f"that {config.data.counts.preference} prompts (data.counts.preference) with "
-            f"{candidates} completions each can give"
-        )
+    check_preferences(config, preferences)
     check_reward_model("reward_model", config.reward_model, config)
     evaluation = config.evaluation
     if evaluation.pass_k > evaluation.samples_per_prompt:
@@ -278,8 +296,6 @@ def _check_training(config: LabConfig) -> None:
             f"evaluation.pass_k: pass@{evaluation.pass_k} cannot be estimated from evaluation.samples_per_prompt="
             f"{evaluation.samples_per_prompt}"
         )
-    if preferences.sampling_temperature <= 0:
-        raise ConfigError("preferences.sampling_temperature: expected more than 0: greedy samples are all the same")
 
 
 # ---------------------------------------------------------------- arms
@@ -310,10 +326,10 @@ def _check_pipeline(config: LabConfig, name: str, pipeline: PipelineConfig) -> N
         if stage.anchor == "sft" and isinstance(stage.method, ContinuedMethod | RejectionMethod):
             raise ConfigError(f"{at}.anchor: supervised training is held to nothing; expected start, got sft")
         _check_method(config, at, stage.method, stage.reward)
-    other, _, stage_of = pipeline.against.partition(".")
-    if other and (other not in config.pipelines or stage_of and stage_of not in config.pipelines[other].stages):
-        known = [f"{one}{tail}" for one, its in config.pipelines.items() for tail in ("", *(f".{s}" for s in its.stages))]
-        raise ConfigError(f"{path}.against: {pipeline.against!r} is no pipeline here{nearest(pipeline.against, known)}")
+    known = list(config.pipelines)
+    known += [f"{one}.{stage}" for one, its in config.pipelines.items() for stage in its.stages]
+    if pipeline.against and pipeline.against not in known:
+        raise ConfigError(f"{path}.against: {pipeline.against!r} is no pipeline{nearest(pipeline.against, known)}")
 
 
 def _check_method(config: LabConfig, path: str, method: MethodConfig, reward: RewardConfig | None) -> None:

@@ -29,6 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "config",
         "checks",
         "reward_checks",
+        "filter_checks",
+        "preference_checks",
         "feedback_checks",
         "plan",
         "progress",

@@ -7,8 +7,9 @@ import random
 import pytest
 
 from lab.config import PreferencesConfig, build
+from lab.data.labelling import Candidate, label
 from lab.records import Completion, Prompt
-from lab.stages.preferences import Candidate, describe, label
+from lab.stages.preferences import describe
 
 
 def settings(**changes: object) -> PreferencesConfig:

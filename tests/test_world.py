@@ -12,7 +12,7 @@ from lab.records import DOMAINS, Outcome, Prompt
 from lab.verifiers.world import verify_answer, verify_list
 from lab.world import domains
 from lab.world.__main__ import examples
-from lab.world.annotators import Annotator
+from lab.world.annotators import Annotator, Seen
 from lab.world.domains import LEVELS, PROMPTS, Demonstrator, demonstrate
 from lab.world.generate import SHARES, demonstrations, prompts, split_of, splits
 from lab.world.gold import style, utility
@@ -158,18 +158,18 @@ def test_a_split_that_is_too_small_says_so() -> None:
 def test_the_annotator_flips_as_often_as_asked() -> None:
     rng, trials = random.Random(5), 20_000
     sharp = Annotator("sharp", temperature=0.0, flip_rate=0.1)
-    share = sum(sharp.prefers_first(rng, (1.0, 0.0), (5, 5)) for _ in range(trials)) / trials
+    share = sum(sharp.prefers_first(rng, Seen(1.0, 0.0, 5), Seen(0.0, 0.0, 5)) for _ in range(trials)) / trials
     assert share == pytest.approx(0.9, abs=4 * math.sqrt(0.09 / trials))
 
 
 def test_the_annotator_chooses_by_bradley_terry_and_likes_length_if_told_to() -> None:
     rng, trials = random.Random(6), 20_000
     soft = Annotator("soft", temperature=0.5, flip_rate=0.0)
-    share = sum(soft.prefers_first(rng, (0.5, 0.0), (5, 5)) for _ in range(trials)) / trials
+    share = sum(soft.prefers_first(rng, Seen(0.5, 0.0, 5), Seen(0.0, 0.0, 5)) for _ in range(trials)) / trials
     assert share == pytest.approx(1 / (1 + math.exp(-1)), abs=4 * math.sqrt(0.25 / trials))
     vain = Annotator("vain", temperature=0.0, flip_rate=0.0, length_bias=0.5)
-    assert vain.prefers_first(rng, (0.0, 0.4), (20, 10))  # +0.5 for ten more words outweighs 0.4
-    assert not vain.prefers_first(rng, (0.0, 0.6), (20, 10))
+    assert vain.prefers_first(rng, Seen(0.0, 0.0, 20), Seen(0.4, 0.0, 10))  # +0.5 for ten more words outweighs 0.4
+    assert not vain.prefers_first(rng, Seen(0.0, 0.0, 20), Seen(0.6, 0.0, 10))
 
 
 def test_the_examples_in_the_documentation_are_the_ones_the_command_prints() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ from lab.config import (
     CheckpointModel,
     JsonlData,
     LabConfig,
+    PairsData,
     PairsFileConfig,
+    PreferencesConfig,
     SizeConfig,
     SupervisedConfig,
     WorldBackbone,
+    WorldData,
     WorldModel,
 )
-from lab.data.sources import file_digest, load, split
+from lab.config.data import KNOBS
+from lab.data.planned import plan_prompts
+from lab.graph.overlap import decontaminated, world_benchmark
 from lab.plan import Step, Work
 from lab.typed import ConfigError, plain
 
@@ -41,6 +47,16 @@ def _without(value: Any) -> Any:
     return {k: _without(v) for k, v in value.items() if k not in NOT_IDENTITY} if isinstance(value, dict) else value
 
 
+def preferences_identity(preferences: PreferencesConfig) -> dict[str, Any]:
+    """What a preference pool is; knobs that are not turned are no part of it."""
+    still = {
+        field.name: field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        for field in dataclasses.fields(preferences)
+        if field.name in KNOBS
+    }
+    return {k: item for k, item in identity(preferences).items() if k not in still or item != plain(still[k])}
+
+
 class Shared:
     """Holds the steps that all arms and reward models share, and makes further ones in the same way."""
 
@@ -51,17 +67,19 @@ class Shared:
             )
         self.config, self.preferences = config, config.preferences
         self.gold = "verifier" if isinstance(config.data, JsonlData) else "world"
-        self.data = self._data()
+        self.benchmark_set = world_benchmark(config, self.step)
+        self.data = decontaminated(config, self._data(), self.benchmark_set, self.step)
         self.base = self._base()
         self.sft = self.fine_tuned(self.base, config.sft)
+        leak = {"evaluation": self.data["evaluation"]} if self.preferences.contamination else {}
         self.pairs = self.step(
             "preferences",
             {
-                "preferences": identity(self.preferences),
+                "preferences": preferences_identity(self.preferences),
                 "max_new_tokens": config.evaluation.max_new_tokens,
                 "gold": self.gold,
             },
-            {"sft": self.sft, "data": self.data["preference"]},
+            {"sft": self.sft, "data": self.data["preference"], **leak},
             f"{self.preferences.pairs:,} pairs by {self.preferences.annotator}",
             self.forward(config.sizes.preference_prompts * self.preferences.samples_per_prompt),
             recipe=2,
@@ -84,16 +102,14 @@ class Shared:
         data = self.config.data
         counts = plain(data.counts)
         if isinstance(data, JsonlData):
-            columns = {key: plain(data)[key] for key in ("question", "answer", "verifier", "domain")}
-            settings = {"kind": data.kind, "seed": data.seed, "counts": {"sft": data.sft, **counts}, **columns}
             try:  # every row is read now: a bad one must not stop a run that has begun
-                rows = load(Path(data.path), **columns).rows
-                split(rows, settings["counts"], data.seed)
+                planned = plan_prompts(data)
             except ValueError as error:
                 raise ConfigError(f"data.path: {error}") from error
-            settings["digest"] = file_digest(Path(data.path))
-            step = self.step("data", settings, {}, f"data {Path(data.path).name}", path=str(Path(data.path).resolve()))
+            step = self.step("data", planned.config, {}, f"data {planned.title}", **planned.resources)
             return dict.fromkeys(("sft", *counts), step)
+        if isinstance(data, PairsData):
+            raise ConfigError("data.kind: pairs are no prompts that this experiment can use")
         habits = {key: plain(data)[key] for key in ("kind", "seed", "base", "sft")}
         sizes = self.config.sizes
         demonstrations = {"sft": sizes.sft_examples + sizes.continued_examples}
@@ -121,7 +137,7 @@ class Shared:
     def backbone_base(self, backbone: WorldBackbone) -> Step:
         """The base of a reward model of its own size or lineage, on a corpus of its own where it says so."""
         data = self.config.data
-        if isinstance(data, JsonlData):
+        if not isinstance(data, WorldData):
             raise ConfigError("reward_model.backbone.kind: world needs data of the world")
         settings = {
             "kind": data.kind,
@@ -133,6 +149,7 @@ class Shared:
         if backbone.domains:
             settings["domains"] = dict(backbone.domains)
         corpus = self.step("data", settings, {}, f"{backbone.base.examples:,} demonstrations (base {backbone.name})")
+        corpus = decontaminated(self.config, {**self.data, "base": corpus}, self.benchmark_set, self.step)["base"]
         base = self.world_base(corpus, backbone.size, backbone.base)
         return base if backbone.sft is None else self.fine_tuned(base, backbone.sft, backbone.size, backbone.name)
 
