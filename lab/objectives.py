@@ -225,6 +225,8 @@ def dpo_loss(
     - "ipo": (h - 1 / (2 beta))^2. Azar et al. 2024 (arXiv:2310.12036); there h is of average log-probabilities in
       TRL, so pass per-token means to compare.
     - "hinge": max(0, 1 - beta h). SLiC, Zhao et al. 2023 (arXiv:2305.10425).
+    - "sigmoid_norm": -log sigmoid(beta h) with h of per-token means, which the caller passes. Length-normalised DPO,
+      Lambert et al. 2024 (arXiv:2411.15124), equation 6.
     - "robust": (-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)) / (1 - 2 e). Chowdhury et al. 2024
       (arXiv:2403.00409); unbiased when a share e < 1/2 of the labels is flipped.
 
@@ -234,6 +236,8 @@ def dpo_loss(
         raise ValueError(f"label_smoothing: expected a number in [0, 0.5), got {label_smoothing!r}")
     h_B = (chosen_logprobs_B - reference_chosen_logprobs_B) - (rejected_logprobs_B - reference_rejected_logprobs_B)
     right_B, wrong_B = F.logsigmoid(beta * h_B), F.logsigmoid(-beta * h_B)
+    if kind == "sigmoid_norm":
+        return -right_B
     if kind == "sigmoid":
         return -(1 - label_smoothing) * right_B - label_smoothing * wrong_B
     if kind == "robust":
@@ -242,4 +246,24 @@ def dpo_loss(
         return (h_B - 1 / (2 * beta)) ** 2
     if kind == "hinge":
         return torch.relu(1 - beta * h_B)
-    raise ValueError(f"kind: expected sigmoid, ipo, hinge or robust, got {kind!r}")
+    raise ValueError(f"kind: expected sigmoid, sigmoid_norm, ipo, hinge or robust, got {kind!r}")
+
+
+def kto_loss(
+    logratios_B: Tensor,
+    desirable_B: Tensor,
+    mismatched_logratios_B: Tensor,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """Loss per completion: w (1 - sigmoid(beta (r - z))) if it is good, w (1 - sigmoid(beta (z - r))) if bad. (B,).
+
+    KTO, Ethayarajh et al. 2024 (arXiv:2402.01306), equations 7 and 8: r = log pi/ref(y | x) of the completion, z =
+    max(0, mean log pi/ref(y' | x)) over completions y' of other prompts, through which no gradient flows.
+    ``desirable_B``: whether each completion is good.
+    """
+    z = mismatched_logratios_B.mean().clamp(min=0).detach()
+    gain_B = torch.where(desirable_B, logratios_B - z, z - logratios_B)
+    weight_B = torch.where(desirable_B, desirable_weight, undesirable_weight)
+    return weight_B * (1 - torch.sigmoid(beta * gain_B))

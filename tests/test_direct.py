@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from trl import DPOConfig
+from trl import DPOConfig, KTOConfig
 
 from lab.data.jsonl import write_records
 from lab.models import (
@@ -22,11 +22,17 @@ from lab.models import (
     load_policy,
     new_policy,
 )
-from lab.objectives import dpo_loss
+from lab.objectives import dpo_loss, kto_loss
 from lab.records import Completion, Pair, Prompt
 from lab.rewards import load_reward
 from lab.stages import direct, reward_model
-from lab.stages.direct import TokenizedDPOTrainer
+from lab.stages.direct import (
+    TokenizedDPOTrainer,
+    TokenizedKTOTrainer,
+    mismatched,
+    unpaired,
+    whole_batches,
+)
 from lab.store import Context
 from lab.world.vocabulary import tokenizer
 
@@ -80,7 +86,7 @@ def losses(sft: Path, folder: Path, kind: str, smoothing: float, move: float) ->
             weight.add_(move * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
     theirs = trainer.compute_loss(model, batch).item()
     reference, _ = load_policy(sft / "final")
-    means = kind == "ipo"  # TRL averages over tokens there
+    means = kind in ("ipo", "sigmoid_norm")  # TRL averages over tokens there
     sums = [
         torch.stack(
             [row.mean() if means else row.sum() for row in completion_logprobs(at, ids["prompt_ids"], ids[side])]
@@ -91,7 +97,10 @@ def losses(sft: Path, folder: Path, kind: str, smoothing: float, move: float) ->
     return theirs, dpo_loss(*sums, BETA, kind, smoothing).mean().item()
 
 
-@pytest.mark.parametrize(("kind", "smoothing"), [("sigmoid", 0.0), ("ipo", 0.0), ("hinge", 0.0), ("robust", 0.2)])
+@pytest.mark.parametrize(
+    ("kind", "smoothing"),
+    [("sigmoid", 0.0), ("sigmoid_norm", 0.0), ("ipo", 0.0), ("hinge", 0.0), ("robust", 0.2)],
+)
 def test_trl_computes_the_loss_that_the_lab_states(sft: Path, tmp_path: Path, kind: str, smoothing: float) -> None:
     theirs, ours = losses(sft, tmp_path, kind, smoothing, move=0.1)
     assert theirs == pytest.approx(ours, rel=1e-4)
@@ -182,3 +191,122 @@ def test_a_reward_model_is_normalised_on_the_reference_and_measured_on_held_out_
     assert scores["chosen"].mean() == pytest.approx(0.0, abs=1e-4)  # the reference pairs hold the chosen texts
     assert scores["chosen"].std() == pytest.approx(1.0, abs=1e-4)
     assert (scores["chosen"] > scores["rejected"]).all()
+
+
+# ---------------------------------------------------------------- KTO
+
+
+def test_kto_computes_the_loss_that_the_lab_states(sft: Path, tmp_path: Path) -> None:
+    model, words = load_policy(sft / "final")
+    rows = unpaired(PAIRS, "both", 0)[1:-2]  # 5 good, 4 bad
+    ids = {
+        "prompt_ids": encode_prompts(words, [prompt for prompt, *_ in rows]),
+        "completion_ids": encode_completions(words, [text for _, text, _, _ in rows]),
+        "label": [good for *_, good in rows],
+    }
+    ids["KL_completion_ids"] = mismatched(ids["completion_ids"], len(rows))
+    arguments = KTOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=len(rows), beta=BETA, desirable_weight=1.5,
+        undesirable_weight=0.5, use_cpu=True, bf16=False, activation_checkpointing=False, precompute_ref_log_probs=True,
+        disable_dropout=True, report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = TokenizedKTOTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_dict(ids), processing_class=words
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    # Towards what it says anyway, so that the reference point is above 0 and matters.
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    theirs = trainer.compute_loss(model, batch).item()
+    reference, _ = load_policy(sft / "final")
+
+    def logratios(side: str) -> torch.Tensor:
+        at, start = (completion_logprobs(one, ids["prompt_ids"], ids[side]) for one in (model, reference))
+        return torch.stack([a.sum() - b.sum() for a, b in zip(at, start, strict=True)])
+
+    matched, other = logratios("completion_ids"), logratios("KL_completion_ids")
+    good = torch.tensor(ids["label"])
+    assert theirs == pytest.approx(kto_loss(matched, good, other, BETA, 1.5, 0.5).mean().item(), rel=1e-4)
+    assert kto_loss(matched, good, other, BETA).mean().item() != pytest.approx(theirs, rel=1e-3)
+
+
+def test_the_sides_of_pairs_become_single_labels() -> None:
+    both = unpaired(PAIRS, "both", 0)
+    assert len(both) == 12
+    assert {(text, good) for _, text, _, good in both} == {(p.chosen, True) for p in PAIRS} | {
+        (p.rejected, False) for p in PAIRS
+    }
+    one = unpaired(PAIRS, "one", 0)
+    assert [prompt for prompt, *_ in one] == [pair.prompt.text for pair in PAIRS]  # one of each pair
+    assert sum(good for *_, good in one) == 3
+    assert all(
+        text == (pair.chosen if good else pair.rejected) for pair, (_, text, _, good) in zip(PAIRS, one, strict=True)
+    )
+    assert {tuple(good for *_, good in unpaired(PAIRS, "one", seed)) for seed in range(20)} > {
+        tuple(g for *_, g in one)
+    }
+    cut = Pair(PAIRS[0].prompt, "a", "b", "test", chosen_truncated=True)
+    assert [ended for _, _, ended, _ in unpaired([cut], "both", 0)] == [False, True]
+
+
+def test_mismatched_completions_are_the_neighbours_within_a_batch() -> None:
+    rows = [[1], [2], [3], [4], [5]]
+    assert mismatched(rows, 3) == [[3], [1], [2], [5], [4]]
+
+
+@pytest.mark.parametrize(("rows", "batch", "epochs", "length"), [(10, 4, 1, 8), (10, 4, 2, 16), (10, 4, 0.5, 4),
+                                                                (3, 4, 2, 4), (8, 4, 1, 8)])  # fmt: skip
+def test_batches_are_whole_and_epochs_are_shuffled(rows: int, batch: int, epochs: float, length: int) -> None:
+    order = whole_batches(rows, batch, epochs, 0)
+    assert len(order) == length
+    if epochs >= 1 and rows >= batch:
+        first, per_epoch = order[:length], rows // batch * batch
+        assert len(set(first[:per_epoch])) == per_epoch  # nothing twice in an epoch
+    assert order == whole_batches(rows, batch, epochs, 0)
+    assert rows == 3 or order != whole_batches(rows, batch, epochs, 1)
+
+
+@pytest.mark.parametrize(("loss", "sides"), [("kto", "both"), ("kto", "one"), ("apo_zero_unpaired", "both")])
+def test_kto_raises_what_is_good_and_lowers_what_is_bad(
+    sft: Path, pool: Path, tmp_path: Path, loss: str, sides: str
+) -> None:
+    method = {"kind": "unpaired", "loss_type": loss, "beta": 0.3, "epochs": 8, "batch": 6, "kl_batch": 3,
+              "learning_rate": 5e-3, "warmup_steps": 0, "sides": sides, "checkpoints": 1}  # fmt: skip
+    (tmp_path / "out").mkdir()
+    context = Context("key", "key", tmp_path / "scratch", resources={"device": "cpu"})
+    result = direct.run({"method": method, "seed": 0}, {"sft": sft, "pairs": pool}, tmp_path / "out", context)
+    assert result.metrics["optimizer_steps"] == (16 if sides == "both" else 8)
+    points = json.loads((tmp_path / "out" / "checkpoints.json").read_text(encoding="utf-8"))
+    assert [point["final"] for point in points] == [False, True]
+    assert result.ledger.training_flops == points[-1]["training_flops"] > 0
+    ids = columns(tokenizer())
+    found = []
+    for folder in (sft / "final", tmp_path / "out" / "final"):
+        model, _ = load_policy(folder)
+        found.append([
+            sum(row.sum().item() for row in completion_logprobs(model, ids["prompt_ids"], ids[side]))
+            for side in ("chosen_ids", "rejected_ids")
+        ])  # fmt: skip
+    (chosen_before, rejected_before), (chosen, rejected) = found
+    assert chosen - rejected > chosen_before - rejected_before + 1
+
+
+def test_a_direct_loss_is_relative_to_the_reference_that_it_is_given(sft: Path, pool: Path, tmp_path: Path) -> None:
+    """One step of DPO from SFT: with the very start as reference nothing differs, with another policy it does."""
+    other = tmp_path / "elsewhere"
+    moved, words = load_policy(sft / "final")
+    with torch.no_grad():
+        moved.lm_head.weight.mul_(3.0)
+    moved.save_pretrained(other / "final")
+    words.save_pretrained(other / "final")
+    weights = {}
+    for name, reference in {"none": None, "same": sft, "other": other}.items():
+        method = {"kind": "direct", "loss_type": ["sigmoid"], "beta": 1.0, "epochs": 1, "batch": 6,
+                  "learning_rate": 5e-3, "warmup_steps": 0}  # fmt: skip
+        (tmp_path / name).mkdir()
+        context = Context("key", "key", tmp_path / f"{name}-scratch", resources={"device": "cpu"})
+        inputs = {"sft": sft, "pairs": pool} | ({} if reference is None else {"reference": reference})
+        direct.run({"method": method | {"epochs": 3}, "seed": 0}, inputs, tmp_path / name, context)
+        weights[name] = load_policy(tmp_path / name / "final")[0].state_dict()["lm_head.weight"]
+    assert torch.equal(weights["none"], weights["same"])
+    assert not torch.allclose(weights["none"], weights["other"], atol=1e-4)

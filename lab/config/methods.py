@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal
 
 from lab.config.models import SupervisedConfig
 
@@ -42,6 +42,32 @@ class DirectMethod:
     max_length: int = 96
     max_grad_norm: float = 1.0
     micro_batch: int = 0
+    checkpoints: int = 0
+
+
+@dataclass(frozen=True)
+class UnpairedMethod:
+    """Alignment on single completions that are good or bad (``KTOTrainer``), from the preference pool.
+
+    sides: "both" of every pair, chosen as good and rejected as bad; "one" of every pair, in turns, so that no two
+    completions are ever compared and n labels give n completions. kl_batch: rows on the device at a time, over which
+    KTO's reference point is estimated: part of what is computed, so not a micro-batch.
+    """
+
+    kind: Literal["unpaired"]
+    loss_type: Literal["kto", "apo_zero_unpaired"]
+    beta: float
+    epochs: float
+    batch: int
+    kl_batch: int
+    learning_rate: float
+    warmup_steps: int
+    sides: Literal["both", "one"] = "both"
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    max_length: int = 96
+    max_grad_norm: float = 1.0
     checkpoints: int = 0
 
 
@@ -93,6 +119,3 @@ class BestOfNMethod:
     kind: Literal["best_of_n"]
     ns: Sequence[int]
     pool: int
-
-
-MethodConfig = Union[NoMethod, ContinuedMethod, DirectMethod, OnlineMethod, BestOfNMethod]  # noqa: UP007

@@ -13,12 +13,16 @@ from lab.config import (
     ClassifierSource,
     ContinuedMethod,
     DirectMethod,
-    JsonlData,
     LabConfig,
     NoMethod,
     OnlineMethod,
+    RejectionMethod,
     RewardConfig,
+    SupervisedConfig,
+    UnpairedMethod,
 )
+from lab.graph.feedback import use_feedback
+from lab.graph.filters import rejection, training_pool
 from lab.graph.rewards import Rewards, Source
 from lab.graph.shared import Shared, identity
 from lab.plan import Step
@@ -91,8 +95,10 @@ def build_graph(config: LabConfig) -> Graph:
     if not any(isinstance(arm.method, NoMethod) for arm in config.arms.values()):
         raise ConfigError("arms: no arm has method.kind none (the SFT checkpoint), and every comparison needs it")
     shared = Shared(config)
+    if config.feedback is not None:
+        use_feedback(shared, config.feedback)
     rewards = Rewards(shared)
-    arms = _Arms(shared, rewards)
+    arms = Arms(shared, rewards)
     seeds = sorted({seed for arm in config.arms.values() for seed in seeds_of(config, arm)})
     runs = [arms.run(name, arm, seed) for name, arm in config.arms.items() for seed in seeds_of(config, arm)]
     candidates = _Candidates(shared, rewards)
@@ -112,18 +118,29 @@ def build_graph(config: LabConfig) -> Graph:
     )
 
 
-class _Arms:
-    """The runs of arms."""
+class Arms:
+    """The runs of arms, and (``policy``, ``evaluate``) the stages of pipelines.
 
-    def __init__(self, shared: Shared, rewards: Rewards) -> None:
+    ``start``: the policy that training starts from, SFT unless given; ``anchor``: what it is held to, ``start`` unless
+    given.
+    """
+
+    def __init__(self, shared: Shared, rewards: Rewards, start: Step | None = None, anchor: Step | None = None) -> None:
         self.shared, self.rewards, self.config = shared, rewards, shared.config
+        self.start = start or shared.sft
+        self.anchor = anchor or self.start
 
     def run(self, name: str, arm: ArmConfig, seed: int) -> ArmRun:
         if isinstance(arm.method, BestOfNMethod):
             return self._best_of_n(name, arm, arm.method, seed)
-        policy, charged = self._policy(name, arm, seed)
-        evaluation, proxy = self.config.evaluation, self.rewards.proxy(arm.reward, seed)
-        step = self.shared.step(
+        policy, charged = self.policy(arm, seed)
+        proxy = self.rewards.proxy(arm.reward, seed)
+        return ArmRun(name, seed, policy, self.evaluate(name, arm, seed, policy, proxy), charged)
+
+    def evaluate(self, name: str, arm: ArmConfig, seed: int, policy: Step, proxy: Source) -> Step:
+        """What measures a policy, always against SFT. ``arm``: how it was made."""
+        evaluation = self.config.evaluation
+        return self.shared.step(
             "evaluate",
             {"arm": name, "seed": seed, "evaluation": identity(evaluation), "gold": self.shared.gold,
              "proxy": {**proxy.config, "scale": 1.0}},
@@ -138,7 +155,6 @@ class _Arms:
                 self.shared.prompts * (evaluation.samples_per_prompt + evaluation.greedy + self._points(arm)) * 3
             ),
         )  # fmt: skip
-        return ArmRun(name, seed, policy, step, charged)
 
     def _best_of_n(self, name: str, arm: ArmConfig, method: BestOfNMethod, seed: int) -> ArmRun:
         source = self.rewards.source(arm.reward or ClassifierSource("classifier"), seed)
@@ -158,44 +174,61 @@ class _Arms:
         )  # fmt: skip
         return ArmRun(name, seed, None, step, source.trained)
 
-    def _policy(self, name: str, arm: ArmConfig, seed: int) -> tuple[Step, tuple[Step, ...]]:
-        """The step that makes the policy, and the reward models that it is charged for."""
+    def policy(self, arm: ArmConfig, seed: int, reward_seed: int | None = None) -> tuple[Step, tuple[Step, ...]]:
+        """The step that makes the policy, and the reward models that it is charged for. ``seed``: of its training;
+        ``reward_seed``: of its reward models, the same unless given."""
         method, label = arm.method, f"{arm.label}, seed {seed}"
+        reward_seed = seed if reward_seed is None else reward_seed
         match method:
             case NoMethod():
-                return self.shared.sft, ()
+                return self.start, ()
             case ContinuedMethod():
-                step = self.shared.step(
-                    "sft_continued",
-                    {"split": "sft", "training": identity(method.training), "seed": seed,
-                     "skip": self.config.sft.examples, "checkpoints": method.checkpoints},
-                    {"data": self.shared.data["sft"], "policy": self.shared.sft},
-                    label,
-                    self.shared.training(method.training.examples * method.training.epochs),
-                    micro_batch=method.training.micro_batch,
-                    save_every=self.config.run.save_steps,
+                data, skip = self.shared.data["sft"], self.config.sft.examples
+                return self._supervised(method.training, method.checkpoints, data, skip, seed, label), ()
+            case RejectionMethod():
+                chosen = rejection(
+                    self.shared, self.rewards, method.sampling, self.start, self.shared.data[method.sampling.split],
+                    reward_seed, f"samples for {label}",
                 )  # fmt: skip
-                return step, ()
-            case DirectMethod():
-                return self.rewards.direct(method, seed, arm.label), ()
+                asked = method.sampling.reward
+                trained = self.rewards.source(asked, reward_seed).trained if asked is not None else ()
+                step = self._supervised(method.training, method.checkpoints, chosen, 0, seed, label)
+                return step, (chosen, *trained)
+            case DirectMethod() | UnpairedMethod():
+                return self.rewards.direct(method, seed, arm.label, self.start, self.anchor), ()
             case OnlineMethod():
                 assert arm.reward is not None  # lab.checks has refused it
-                return self._online(arm, method, arm.reward, seed)
+                return self._online(arm, method, arm.reward, seed, reward_seed)
             case _:
-                raise AssertionError(f"arm {name}: no step for {method}")
+                raise AssertionError(f"{arm.label}: no step for {method}")
+
+    def _supervised(
+        self, training: SupervisedConfig, checkpoints: int, data: Step, skip: int, seed: int, label: str
+    ) -> Step:
+        return self.shared.step(
+            "sft_continued",
+            {"split": "sft", "training": identity(training), "seed": seed, "skip": skip, "checkpoints": checkpoints},
+            {"data": data, "policy": self.start},
+            label,
+            self.shared.training(training.examples * training.epochs),
+            micro_batch=training.micro_batch,
+            save_every=self.config.run.save_steps,
+        )
 
     def _online(
-        self, arm: ArmConfig, method: OnlineMethod, reward: RewardConfig, seed: int
+        self, arm: ArmConfig, method: OnlineMethod, reward: RewardConfig, seed: int, reward_seed: int
     ) -> tuple[Step, tuple[Step, ...]]:
-        source = self.rewards.source(reward, seed)
-        inputs = {"sft": self.shared.sft, "prompts": self.shared.data["rl"], **source.inputs}
+        source = self.rewards.source(reward, reward_seed)
+        inputs = {"sft": self.start, "prompts": self.shared.data["rl"], **source.inputs}
+        if self.anchor != self.start and method.kl_coefficient:
+            inputs["reference"] = self.anchor
         charged = source.trained
         if method.critic_initial == "reward_model" and "reward_model" not in inputs:
-            inputs["reward_model"] = self.rewards.classifier(None, seed)
+            inputs["reward_model"] = self.rewards.classifier(None, reward_seed)
             charged = (*charged, inputs["reward_model"])
         config: dict[str, Any] = {"method": identity(method), "reward": source.config, "seed": seed}
         if self.config.watch:
-            watched = {name: self.rewards.source(watch, seed) for name, watch in self.config.watch.items()}
+            watched = {name: self.rewards.source(watch, reward_seed) for name, watch in self.config.watch.items()}
             config["watch"] = {name: one.config for name, one in watched.items()}
             for name, one in watched.items():
                 inputs |= {f"watch-{name}.{key}": step for key, step in one.inputs.items()}
@@ -213,7 +246,7 @@ class _Arms:
 
     def _points(self, arm: ArmConfig) -> int:
         method = arm.method
-        if isinstance(method, (ContinuedMethod, DirectMethod, OnlineMethod)):
+        if isinstance(method, (ContinuedMethod, DirectMethod, UnpairedMethod, RejectionMethod, OnlineMethod)):
             return method.checkpoints * self.config.evaluation.curve_samples_per_prompt
         return 0
 
@@ -236,14 +269,7 @@ class _Candidates:
         self.shared, self.rewards = shared, rewards
         settings = shared.config.benchmark
         self.pool = shared.pool(settings.pool)
-        self.benchmark_set: Step | None = None
-        if not isinstance(shared.config.data, JsonlData):
-            self.benchmark_set = shared.step(
-                "benchmark_set",
-                {"kind": "world", "per_domain": settings.per_domain, "seed": settings.seed},
-                {},
-                f"benchmark, {settings.per_domain} items a domain",
-            )
+        self.benchmark_set = shared.benchmark_set
 
     def run(self, name: str, candidate: CandidateConfig, seed: int) -> CandidateRun:
         source = self.rewards.source(candidate.reward, seed)

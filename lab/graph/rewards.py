@@ -26,6 +26,7 @@ from lab.config import (
     SimpleSource,
     SizeConfig,
     TokenRewardConfig,
+    UnpairedMethod,
     WorldBackbone,
 )
 from lab.graph.shared import Shared, identity
@@ -101,15 +102,27 @@ class Rewards:
             case PackagedBackbone():
                 return self.shared.converted("", backbone.kind, backbone.layers), None
 
-    def direct(self, method: DirectMethod, seed: int, label: str = "DPO policy") -> Step:
-        """Direct alignment of the SFT checkpoint on the preference pool."""
+    def direct(
+        self,
+        method: DirectMethod | UnpairedMethod,
+        seed: int,
+        label: str = "DPO policy",
+        start: Step | None = None,
+        reference: Step | None = None,
+    ) -> Step:
+        """Direct alignment of the SFT checkpoint, or of ``start``, on the preference pool. ``reference``: what it is
+        held to, if not where it starts."""
+        start = start or self.shared.sft
+        inputs = {"sft": start, "pairs": self.shared.pairs}
+        if reference is not None and reference != start:
+            inputs["reference"] = reference
         return self.shared.step(
             "direct",
             {"method": identity(method), "seed": seed},
-            {"sft": self.shared.sft, "pairs": self.shared.pairs},
+            inputs,
             f"{label}, seed {seed}",
             self.shared.training(2 * self.shared.preferences.pairs * method.epochs),
-            micro_batch=method.micro_batch,
+            micro_batch=0 if isinstance(method, UnpairedMethod) else method.micro_batch,
             save_every=self.config.run.save_steps,
         )
 

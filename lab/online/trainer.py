@@ -31,7 +31,7 @@ from trl import GRPOTrainer
 from lab.artifact import finite
 from lab.config import OnlineMethod
 from lab.costs import forward_flops, training_flops
-from lab.models import encode_prompt, load_tokenizer, parameter_count
+from lab.models import encode_prompt, load_policy, load_tokenizer, parameter_count
 from lab.objectives import (
     adaptive_kl_coefficient,
     clipped_value_loss,
@@ -72,7 +72,7 @@ class OnlineTrainer(GRPOTrainer):
     ``snapshot_at``: rollouts after which ``snapshots_folder/step-NNNNNN`` receives the policy (NNNNNN counts optimizer
     steps). ``save_every``: rollouts between resumable checkpoints in ``folder`` (0: none). Neither they nor
     ``micro_batch`` nor ``device`` change what is learned, beyond the last bits of floating point. ``watchers`` score
-    every rollout for the trace (``lab.online.watch``) and change nothing at all.
+    every rollout for the trace (``lab.online.watch``) and change nothing at all. ``reference``: if not the start.
 
     Raises ValueError for settings that cannot work and ImportError if TRL has moved what this class relies on.
     """
@@ -95,6 +95,7 @@ class OnlineTrainer(GRPOTrainer):
         snapshot_at: Sequence[int] = (),
         progress: Callable[..., None] | None = None,
         watchers: Mapping[str, RewardSource] | None = None,
+        reference: Path | None = None,
     ) -> None:
         require_unmoved()
         check_method(method)
@@ -122,6 +123,8 @@ class OnlineTrainer(GRPOTrainer):
             processing_class=tokenizer,
             rollout_func=_sample_rollout,
         )
+        if reference is not None:  # TRL has loaded the policy's own start
+            self.ref_model.load_state_dict(load_policy(reference)[0].state_dict())
         self.remove_callback(PrinterCallback)
         self.add_callback(_Hooks(self))
         self.kl_coefficient = method.kl_coefficient

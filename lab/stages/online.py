@@ -25,7 +25,8 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     """Config: ``method`` (OnlineMethod), ``reward`` (RewardConfig), ``seed``. Inputs: "sft" (a policy), "prompts" (a
     folder with ``rl.jsonl``), and what the reward source needs, e.g. "reward_model". ``watch`` (optional): name ->
     RewardConfig of sources that are only watched (``lab.online.watch``), with inputs "watch-NAME.reward_model" and so
-    on; the ledger charges their calls as it does those of the source that pays.
+    on; the ledger charges their calls as it does those of the source that pays. "reference" (optional): a policy that
+    the KL term holds to, in place of the one it starts from.
 
     Resources: ``device``, ``dtype``, ``micro_batch``, ``save_every`` (rollouts between resumable checkpoints; 0 none).
     ``checkpoints.json`` counts all FLOPs of training so far, those of sampling the rollouts included; the ledger has
@@ -59,6 +60,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         snapshot_at=evenly(method.steps, method.checkpoints),
         progress=context.progress,
         watchers=load_watchers(config.get("watch") or {}, inputs, device),
+        reference=inputs["reference"] / "final" if "reference" in inputs else None,
         **critic,
     )
     resumed_from = trainer.run()
