@@ -14,13 +14,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.overlap import check_first
 from experiments.sweep import write_point
-from lab.config import ArmConfig, BestOfNMethod, DirectMethod, LabConfig
+from lab.config import ArmConfig, BestOfNMethod, LabConfig
 from lab.execute import Outcome, execute
-from lab.graph import FLOPS_PER_SECOND, ArmRun, CandidateRun, Graph, build_graph, seeds_of
+from lab.graph import FLOPS_PER_SECOND, ArmRun, CandidateRun, Graph, PipelineGraph, build_graph, seeds_of
+from lab.graph.filters import paid_for
+from lab.graph.overlap import check_steps
 from lab.plan import Plan, Step
 from lab.records import Ledger
 from lab.store import Store
+from lab.typed import plain
 
 
 def run(config: LabConfig) -> int:
@@ -30,12 +34,15 @@ def run(config: LabConfig) -> int:
     return 0 if outcome is None else report(config, graph, store, outcome)
 
 
-def carry_out(config: LabConfig, graph: Graph, store: Store) -> Outcome | None:
-    """Build what the store lacks; None where only the plan was asked for, which is printed."""
+def carry_out(config: LabConfig, graph: Graph | PipelineGraph, store: Store) -> Outcome | None:
+    """Build what the store lacks, once the data is known not to overlap (``experiments.overlap``); None where only the
+    plan was asked for, which is printed. Raises ConfigError where an overlap is refused."""
     plan = Plan(graph.steps)
     if config.plan:
+        plan = Plan([*check_steps(config, graph.steps), *graph.steps])
         print(plan.render(store, config.run.workers, FLOPS_PER_SECOND))
         return None
+    check_first(config, graph.steps, store)
     outcome = execute(
         plan,
         store,
@@ -83,7 +90,7 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
 
     arms = config.arms
     ledgers = {name: [ledger(config, graph, store, run) for run in built if run.arm == name] for name in arms}
-    upfront = {name: _upfront_flops(store, graph, arm, built, name) for name, arm in arms.items()}
+    upfront = {name: _upfront_flops(store, graph, built, name) for name in arms}
     tables = compare(
         rows,
         expected={name: seeds_of(config, arm) for name, arm in arms.items()},
@@ -138,9 +145,30 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
         runs=[_source(store, run) for run in built],
         expected={name: seeds_of(config, arm) for name, arm in arms.items()},
         candidates=[candidate_record(store, run) for run in graph.candidates if run not in absent],
+        preferences=card(config, graph, store, folder),
         code=code,
     )
     return code
+
+
+def card(config: LabConfig, graph: Graph, store: Store, folder: Path) -> dict[str, Any]:
+    """What the pairs are like, which is written to the run's results too, and what was asked of them."""
+    from lab.tables import write_bytes
+
+    if graph.card is None or not store.has(graph.card.key):
+        return {}
+    artifact = store.load(graph.card.key).path
+    for name in ("card.json", "card.md"):
+        write_bytes(folder / f"pairs_{name}", (artifact / name).read_bytes())
+    found: dict[str, Any] = json.loads((artifact / "card.json").read_text(encoding="utf-8"))
+    ledgers = [store.manifest(step.key)["ledger"] for step in paid_for(graph.pairs)]
+    asked = plain(config.preferences)
+    return {
+        **{name: item for name, item in asked.items() if not isinstance(item, dict)},
+        **{name: item for name, item in found.items() if not isinstance(item, dict)},
+        "preset": asked["annotator"],
+        "labels_paid": sum(ledger["preference_labels"] + ledger["ratings"] for ledger in ledgers),
+    }
 
 
 def candidate_record(store: Store, run: CandidateRun) -> dict[str, Any]:
@@ -197,8 +225,8 @@ def ledger(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> Ledger
     if isinstance(arm.method, BestOfNMethod):
         steps.append(run.evaluation)
     steps += run.reward_models
-    if run.reward_models or isinstance(arm.method, DirectMethod):
-        steps.append(graph.pairs)
+    if any("pairs" in step.inputs for step in steps):
+        steps += paid_for(graph.pairs)
     total = Ledger(tuning_trials=arm.tuning_trials)
     for step in steps:
         manifest = store.manifest(step.key)
@@ -207,14 +235,15 @@ def ledger(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> Ledger
     return total
 
 
-def _upfront_flops(store: Store, graph: Graph, arm: ArmConfig, built: list[ArmRun], name: str) -> float:
+def _upfront_flops(store: Store, graph: Graph, built: list[ArmRun], name: str) -> float:
     """FLOPs before an arm's first step: its reward models' and its labels', on the mean over its runs."""
     runs = [run for run in built if run.arm == name]
     spent = [Ledger(**store.manifest(step.key)["ledger"]) for run in runs for step in run.reward_models]
     total = sum(one.training_flops + one.sampling_flops for one in spent) / max(len(runs), 1)
-    if spent or isinstance(arm.method, DirectMethod):
-        pool = Ledger(**store.manifest(graph.pairs.key)["ledger"])
-        total += pool.training_flops + pool.sampling_flops
+    steps = [step for run in runs for step in (*run.reward_models, run.policy) if step is not None]
+    if any("pairs" in step.inputs for step in steps):
+        pool = [Ledger(**store.manifest(step.key)["ledger"]) for step in paid_for(graph.pairs)]
+        total += sum(one.training_flops + one.sampling_flops for one in pool)
     return total
 
 

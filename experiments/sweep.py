@@ -185,6 +185,7 @@ def write_point(
     runs: Sequence[Mapping[str, Any]],
     expected: Mapping[str, Sequence[int]],
     candidates: Sequence[Mapping[str, Any]] = (),
+    preferences: Mapping[str, Any] | None = None,
     code: int = 0,
 ) -> Path:
     """``point.json`` beside ``folder``/rows.parquet: what a sweep must know of this run. To be written last of all.
@@ -193,7 +194,8 @@ def write_point(
     ``runs``: a mapping for each evaluation that was built: arm, seed, evaluation (its key), digest.
     ``expected``: arm -> the seeds that were planned. ``candidates``: one mapping for each reward source and seed:
     candidate, seed, of trained ones parameters, pairs, accuracy (of held-out pairs) and training_flops, and of the
-    benchmark overall, easy, hard (shares, or None). ``code``: exit code.
+    benchmark overall, easy, hard (shares, or None). ``preferences``: what was asked of the pairs, and their card.
+    ``code``: exit code.
 
     Raises FileNotFoundError without rows, ValueError for NaN.
     """
@@ -208,6 +210,7 @@ def write_point(
         "runs": [dict(run) for run in runs],
         "expected": {arm: list(seeds) for arm, seeds in expected.items()},
         "candidates": [dict(one) for one in candidates],
+        "preferences": dict(preferences or {}),
         "rows_sha256": _sha256(folder / "rows.parquet"),
     }
     _write(folder / POINT, record)

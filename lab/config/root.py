@@ -9,6 +9,7 @@ from typing import Literal
 from lab.config.building import BuildingConfig
 from lab.config.data import AnyPreferences, DataConfig
 from lab.config.feedback import FeedbackConfig, LabelSourceConfig
+from lab.config.filters import FilterConfig, OverlapConfig
 from lab.config.models import ModelConfig, SupervisedConfig
 from lab.config.pipelines import MethodConfig, PipelineConfig
 from lab.config.rewards import RewardConfig, RewardModelConfig
@@ -168,6 +169,8 @@ class LabConfig:
     arms: Mapping[str, ArmConfig]
     pipelines: Mapping[str, PipelineConfig]  # of experiment=pipelines
     run: RunConfig
+    overlap: OverlapConfig | None = None  # null: nothing is checked
+    filter: FilterConfig | None = None  # of the preference pairs; null: none
     feedback: FeedbackConfig | None = None  # who labels the pool instead of its annotator; null: the annotator
     label_sources: Mapping[str, LabelSourceConfig] = field(default_factory=dict)  # of experiment=ai_feedback
     build_benchmark: BuildingConfig | None = None  # of experiment=build_benchmark

@@ -71,12 +71,14 @@ class Graph:
     candidates: tuple[CandidateRun, ...]
     pool: Step | None
     benchmark_set: Step | None
+    card: Step | None = None
 
     @property
     def steps(self) -> list[Step]:
         policies = [run.policy for run in self.runs if run.policy is not None]
         own = [self.sft, self.pairs, *self.reward_models.values(), *policies, *(run.evaluation for run in self.runs)]
         beside = [step for run in self.candidates for step in run.steps]
+        beside += [self.card] if self.card is not None else []
         return [*dict.fromkeys(self.data.values()), *own, *beside]
 
 
@@ -97,6 +99,7 @@ def build_graph(config: LabConfig) -> Graph:
     shared = Shared(config)
     if config.feedback is not None:
         use_feedback(shared, config.feedback)
+    shared.pairs = training_pool(shared)
     rewards = Rewards(shared)
     arms = Arms(shared, rewards)
     seeds = sorted({seed for arm in config.arms.values() for seed in seeds_of(config, arm)})
@@ -115,6 +118,7 @@ def build_graph(config: LabConfig) -> Graph:
         ),
         candidates.pool if config.candidates else None,
         candidates.benchmark_set if config.candidates else None,
+        shared.card(shared.pairs),
     )
 
 

@@ -85,6 +85,17 @@ class Shared:
             recipe=2,
         )
 
+    def card(self, pairs: Step, gold: str | None = None) -> Step:
+        """What is in a set of pairs, and how far it agrees with the truth."""
+        simulated = preferences_identity(self.preferences) if pairs.kind == "preferences" else None
+        splits = [split for split in ("evaluation", "tuning") if split in self.data]
+        return self.step(
+            "card",
+            {"title": pairs.label, "gold": gold or self.gold, "preferences": simulated, "splits": splits},
+            {"pairs": pairs, **{split: self.data[split] for split in splits}},
+            f"card of {pairs.label}",
+        )
+
     def pool(self, samples: int) -> Step:
         """One pool of SFT completions of the evaluation prompts, which every best-of-n picks from."""
         evaluation = self.config.evaluation

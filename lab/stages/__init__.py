@@ -41,6 +41,16 @@ def run_stage(
             from lab.stages.normalise import run
         case "pairs_file":
             from lab.stages.pairs_file import run
+        case "card":
+            from lab.stages.card import run
+        case "pairs_union":
+            from lab.stages.pairs_union import run
+        case "overlap":
+            from lab.stages.overlap import run
+        case "decontaminate":
+            from lab.stages.decontaminate import run
+        case "filter":
+            from lab.stages.filter import run
         case "rejection":
             from lab.stages.rejection import run
         case "first_pairs":
