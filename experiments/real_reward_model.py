@@ -30,9 +30,10 @@ from lab.config import (
     RewardModelConfig,
     SimpleSource,
 )
+from lab.data.chat import opening
 from lab.data.jsonl import read_pairs, read_rows
-from lab.data.preference_files import load_pairs, opening
-from lab.data.sources import file_digest, normalised_id
+from lab.data.planned import plan_pairs
+from lab.data.sources import normalised_id
 from lab.execute import execute
 from lab.graph import FLOPS_PER_SECOND, identity
 from lab.graph.shared import folder_digest
@@ -111,15 +112,11 @@ def build_graph(config: LabConfig) -> RealGraph:
         raise ConfigError("benchmark.files: none, and there is nothing else to measure a reward model by")
     if not config.candidates:
         raise ConfigError("candidates: there are none to benchmark")
-    path = Path(settings.path)
     try:
-        load_pairs(path, settings.format, max_characters=settings.max_characters, drop=settings.drop)
+        planned = plan_pairs(settings)
     except ValueError as error:
         raise ConfigError(f"preferences.path: {error}") from error
-    wanted = {key: value for key, value in identity(settings).items() if key not in ("kind", "path")}
-    pairs = _step(
-        config, "pairs_file", {**wanted, "digest": file_digest(path)}, {}, f"pairs of {path.name}", path=path.resolve()
-    )
+    pairs = _step(config, "pairs_file", planned.config, {}, f"pairs of {planned.title}", **planned.resources)
     sets = {name: _benchmark_set(config, name, Path(file)) for name, file in files.items()}
     models: dict[str, dict[int, Step]] = {}
     runs: list[BenchmarkRun] = []
@@ -227,7 +224,7 @@ def _step(
     inputs: Mapping[str, Step],
     label: str,
     recipe: int = 1,
-    path: Path | None = None,
+    path: Path | str | None = None,
     **resources: Any,
 ) -> Step:
     run = config.run

@@ -82,10 +82,14 @@ def needed(path: Path, tmp_path: Path) -> list[str]:
     checkpoint = ["model=checkpoint", f"model.path={tmp_path}"]
     if (group, name) == ("model", "checkpoint"):
         return checkpoint
-    if (group, name) == ("data", "gsm8k_jsonl"):
+    if (group, name) == ("data", "preference_jsonl"):
+        return ["experiment=real_reward_model", f"data={name}", f"data.path={tmp_path / 'rows.jsonl'}"]
+    if group == "data" and name != "world":
         return [f"data={name}", f"data.path={tmp_path / 'rows.jsonl'}", *checkpoint]
     if (group, name) == ("backbone", "checkpoint"):
         return [f"backbone={name}", f"reward_model.backbone.path={tmp_path}"]
+    if (group, name) == ("preferences", "raschka"):
+        return [f"preferences={name}", f"preferences.path={tmp_path / 'rows.jsonl'}"]
     if (group, name) == ("preferences", "file"):
         return [f"preferences={name}", f"preferences.path={tmp_path / 'rows.jsonl'}", "preferences.format=pairs"]
     return [f"{group}={name}"]

@@ -15,12 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.data.jsonl import JsonlError, read_pairs
-from lab.data.preference_files import DROPPABLE, LoadedPairs, load_pairs, opening, split_pairs
-from lab.data.sources import file_digest, normalised_id
-from lab.records import Pair, Prompt
+from lab.data.chat import opening
+from lab.data.origin import file_digest
+from lab.data.preference_files import FORMATS, LoadedPairs, load_pairs, split_pairs
+from lab.data.sources import normalised_id
+from lab.records import Pair, Prompt, derive_seed
 from lab.stages import pairs_file
 from lab.store import Context, StageResult
 
+DROP = ("identical", "duplicate", "oversized", "diverging")
 DATA = Path(os.environ.get("ALIGNMENT_LAB_DATA", Path(__file__).resolve().parents[1].parent / "shared" / "data"))
 Row = Mapping[str, Any]
 
@@ -150,7 +153,7 @@ def test_a_bad_row_is_named_by_file_row_and_column(tmp_path: Path, format: str, 
         "instruction": {"instruction": "I", "input": "", "chosen": "a", "rejected": "b"},
     }
     with pytest.raises(JsonlError, match=r"pairs\.jsonl:2: .*" + message):
-        load(tmp_path, [good[format], bad], format, drop=DROPPABLE)
+        load(tmp_path, [good[format], bad], format, drop=DROP)
 
 
 def test_files_that_hold_no_rows_or_no_text(tmp_path: Path) -> None:
@@ -166,10 +169,16 @@ def test_files_that_hold_no_rows_or_no_text(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"preferences\.format: expected one of pairs, hh, instruction, annotations, got 'hhh'"):
+    with pytest.raises(ValueError, match=rf"preferences\.format: expected one of {', '.join(FORMATS)}, got 'hhh'"):
         load(tmp_path, [row("Q", "a", "b")], "hhh")
     with pytest.raises(ValueError, match=r"preferences\.drop: expected some of identical, .*, got 'duplicates'"):
         load(tmp_path, [row("Q", "a", "b")], drop=["duplicates"])
+    with pytest.raises(ValueError, match=r"preferences\.pairing: expected one of extremes, all, got 'best'"):
+        load(tmp_path, [row("Q", "a", "b")], pairing="best")
+    with pytest.raises(ValueError, match=r"preferences\.weights: format pairs has no ratings to weigh, got {'a': 1}"):
+        load(tmp_path, [row("Q", "a", "b")], weights={"a": 1})
+    with pytest.raises(ValueError, match=r"preferences\.weights: format helpsteer needs the weight of at least one"):
+        load(tmp_path, [row("Q", "a", "b")], "helpsteer")
 
 
 # ---------------------------------------------------------------- faults: counted always, dropped where declared
@@ -199,7 +208,7 @@ FOUND = {
         (("identical",), (1, 3, 4, 5, 7)),
         (("duplicate",), (1, 2, 4, 5, 7)),
         (("oversized",), (1, 2, 3, 4, 6, 7)),
-        (DROPPABLE, (1, 4, 7)),
+        (DROP, (1, 4, 7)),
     ],
 )
 def test_faults_are_counted_always_and_dropped_where_declared(
@@ -299,7 +308,7 @@ def test_one_conversation_is_on_one_side() -> None:
 
 # ---------------------------------------------------------------- the stage
 
-SETTINGS = {"format": "pairs", "held_out": 0.25, "limit": 0, "seed": 0, "max_characters": 0, "drop": list(DROPPABLE)}
+SETTINGS = {"format": "pairs", "held_out": 0.25, "limit": 0, "seed": 0, "max_characters": 0, "drop": list(DROP)}
 
 
 def perform(path: Path, out: Path, **changes: Any) -> tuple[dict[str, Any], StageResult]:
@@ -339,7 +348,10 @@ def test_the_stage_writes_a_pool_that_a_reward_model_reads(tmp_path: Path) -> No
 
 def test_lengths_on_the_card_by_hand(tmp_path: Path) -> None:
     pairs = [Pair(Prompt("ab", "pairs", 0), "x" * n, "y" * 4, "pairs") for n in (1, 5, 9)]
-    assert pairs_file.describe(pairs) == {
+    lengths = pairs_file.Lengths()
+    for pair in pairs:
+        lengths.add(pair)
+    assert lengths.card() == {
         "pairs": 3,
         "prompts": 1,
         "longer_wins": pytest.approx(2 / 3),
@@ -365,11 +377,21 @@ def test_a_limit_takes_the_same_pairs_and_leaves_the_held_out_ones(tmp_path: Pat
     assert found[2] == found[0][:10]
 
 
+def reference_of(pairs: Sequence[Pair]) -> list[Pair]:
+    sample = pairs_file.Reference(seed=0)
+    for pair in pairs:
+        sample.add(pair)
+    return sample.pairs()
+
+
 def test_the_reference_is_capped_and_repeatable() -> None:
-    pairs = MANY[:500]
-    reference = pairs_file.reference(pairs, 0)
+    reference = reference_of(MANY[:500])
     assert len(reference) == pairs_file.REFERENCE
-    assert reference == pairs_file.reference(pairs[::-1], 0)
+    assert reference == reference_of([*MANY[:500][::-1], *MANY[:100]])  # neither the order nor a repeat matters
+    # The oracle: the smallest hashes of all texts, each once.
+    texts = {(pair.prompt.text, text) for pair in MANY[:500] for text in (pair.chosen, pair.rejected)}
+    smallest = sorted(texts, key=lambda item: (derive_seed("reference", 0, *item), item))[:256]
+    assert [(pair.prompt.text, pair.chosen) for pair in reference] == smallest
     good = sum(pair.chosen.startswith("good") for pair in reference)
     assert good == pytest.approx(128, abs=32)  # four standard deviations of 256 fair draws
 
@@ -401,7 +423,7 @@ def test_human_transcripts_of_hh_rlhf() -> None:
     path = real("hh-rlhf", "harmless-base-test.jsonl.gz")
     with pytest.raises(JsonlError, match=r"harmless-base-test\.jsonl\.gz:1255: .*part before their last turn"):
         load_pairs(path, "hh")
-    loaded = load_pairs(path, "hh", drop=DROPPABLE)
+    loaded = load_pairs(path, "hh", drop=DROP)
     assert (loaded.rows, len(loaded.pairs)) == (2312, 2307)
     assert len(loaded.faults["diverging"].rows) == 5
     # Nothing is lost or invented: prompt and completion are found in each transcript, in this order.

@@ -1,8 +1,8 @@
 r"""Records <-> JSON lines: one object a line, ASCII with \u escapes, so that NUL, RTL marks, lone surrogates, CR and LF
 in texts come back exactly and no editor or `splitlines` can cut a record in two.
 
-Every error is a JsonlError naming file, 1-based line, key and value. `.jsonl`, `.jsonl.gz` and `.json` (one list of
-objects; then "line" means the item) are read; `.jsonl` is written, atomically.
+Every error is a JsonlError naming file, 1-based line, key and value. `.jsonl`, `.jsonl.gz`, `.parquet` and `.json` (one
+list of objects, which is read at once) are read; in the last two "line" means the item. `.jsonl` is written, atomically.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,11 @@ from typing import Any, TypeVar
 from lab.records import Completion, Demonstration, Pair, Prompt
 
 MAX_ROW_BYTES = 16 << 20
+PARQUET_BATCH = 256
+"""Rows of a Parquet file that are in memory as Python objects at one time."""
 Record = TypeVar("Record")
+Row = dict[str, Any]
+_SKIPPED = object()
 _SPLIT_SURROGATES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
@@ -29,47 +34,68 @@ class JsonlError(ValueError):
     """Bad data in a file; the message starts with `path:line:`."""
 
 
+Skip = Callable[[int, JsonlError], None]
+"""What to do with a row that cannot be read: it is given the line and the error, and raises that or returns."""
+
+
 # ---------------------------------------------------------------- rows
 
 
-def read_rows(path: Path, max_row_bytes: int = MAX_ROW_BYTES) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each row, streaming. Blank lines are skipped.
+def read_rows(path: Path, max_row_bytes: int = MAX_ROW_BYTES, skip: Skip | None = None) -> Iterator[tuple[int, Row]]:
+    """(line number, object) of each row, streaming (but for ``.json``). Blank lines are skipped.
 
     Raises JsonlError for a wrong path, a file without rows, and rows that are too large, not UTF-8, not JSON (NaN is
-    not JSON) or not objects.
+    not JSON) or not objects; such rows go to ``skip``, where it is given, with the error.
     """
     path = Path(path)
     _check_path(path)
     if path.suffix == ".json":
         rows = _json_items(path)
+    elif path.suffix == ".parquet":
+        rows = _parquet_rows(path)
     elif path.suffix == ".jsonl" or path.name.endswith(".jsonl.gz"):
-        rows = _lines(path, max_row_bytes)
+        rows = _lines(path, max_row_bytes, skip or _refuse)
     else:
-        raise JsonlError(f"{path}: expected a .jsonl, .jsonl.gz or .json file")
+        raise JsonlError(f"{path}: expected a .jsonl, .jsonl.gz, .json or .parquet file")
     empty = True
     for line, value in rows:
         empty = False
-        if not isinstance(value, dict):
-            raise JsonlError(f"{path}:{line}: expected an object, got {shorten(value)}")
-        yield line, value
+        if isinstance(value, dict):
+            yield line, value
+        elif value is not _SKIPPED:
+            (skip or _refuse)(line, JsonlError(f"{path}:{line}: expected an object, got {shorten(value)}"))
     if empty:
         raise JsonlError(f"{path}: the file has no rows")
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one line a row and return how many. The file appears whole or not at all.
+def _refuse(line: int, error: JsonlError) -> None:
+    raise error from None
+
+
+def encode_row(row: Mapping[str, Any]) -> bytes:
+    """A row as one line of ASCII, its newline included.
 
     Raises ValueError for NaN and infinities, and for a text in which two code units of one character stand apart (a
     high surrogate before a low one, as wrongly decoded UTF-16 has): JSON cannot tell them from the character.
     """
+    _check_text(row)
+    return json.dumps(row, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write one line a row and return how many. The file appears whole or not at all. Raises as ``encode_row``."""
+    return write_lines(path, map(encode_row, rows))
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> int:
+    """Write lines that ``encode_row`` made and return how many. The file appears whole or not at all."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     count = 0
     try:
         with open(partial, "wb") as file:
-            for row in rows:
-                _check_text(row)
-                file.write(json.dumps(row, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n")
+            for line in lines:
+                file.write(line)
                 count += 1
             file.flush()
             os.fsync(file.fileno())
@@ -101,6 +127,16 @@ def shorten(value: object) -> str:
 def write_records(path: Path, records: Iterable[Prompt | Pair | Demonstration]) -> int:
     """Write prompts, pairs or demonstrations, one a line; returns how many."""
     return write_rows(path, (_to_row(record) for record in records))
+
+
+def encode_record(record: Prompt | Pair | Demonstration) -> bytes:
+    """A record as ``write_records`` writes it: one line, its newline included."""
+    return encode_row(_to_row(record))
+
+
+def decode_pair(path: Path, line: int, data: bytes) -> Pair:
+    """The pair of one line that ``encode_record`` made. Raises JsonlError naming ``path`` and ``line``."""
+    return _pair(path, line, _decode(path, line, data))
 
 
 def write_samples(path: Path, samples: Iterable[tuple[Prompt, Completion]]) -> int:
@@ -256,7 +292,7 @@ def _check_text(value: Any) -> None:
             _check_text(inner)
 
 
-def _lines(path: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
+def _lines(path: Path, max_row_bytes: int, skip: Skip) -> Iterator[tuple[int, Any]]:
     opened = gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")  # noqa: SIM115 - closed below
     with opened as file:
         line = 0
@@ -264,16 +300,39 @@ def _lines(path: Path, max_row_bytes: int) -> Iterator[tuple[int, Any]]:
             line += 1
             try:
                 data = file.readline(max_row_bytes + 2)
-            except (OSError, EOFError) as error:
+                too_large = len(data.rstrip(b"\r\n")) > max_row_bytes
+                rest = data
+                while too_large and rest and not rest.endswith(b"\n"):
+                    rest = file.readline(max_row_bytes)
+            except (OSError, EOFError, zlib.error) as error:
                 raise JsonlError(f"{path}:{line}: cannot be read: {error}") from None
             if not data:
                 return
-            if len(data.rstrip(b"\r\n")) > max_row_bytes:
-                raise JsonlError(f"{path}:{line}: the row is larger than {max_row_bytes} bytes")
             if line == 1:
                 data = data.removeprefix(b"\xef\xbb\xbf")
-            if data.strip():
-                yield line, _decode(path, line, data)
+            try:
+                if too_large:
+                    raise JsonlError(f"{path}:{line}: the row is larger than {max_row_bytes} bytes")
+                if data.strip():
+                    yield line, _decode(path, line, data)
+            except JsonlError as error:
+                skip(line, error)
+                yield line, _SKIPPED
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    line = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH):
+                for row in batch.to_pylist():
+                    line += 1
+                    yield line, row
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise JsonlError(f"{path}:{line + 1}: cannot be read: {error}") from None
 
 
 def _json_items(path: Path) -> Iterator[tuple[int, Any]]:
@@ -295,3 +354,7 @@ def _decode(path: Path, line: int, data: bytes) -> Any:
         raise JsonlError(f"{path}:{line}: not JSON, column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise JsonlError(f"{path}:{line}: nested too deeply") from None
+    except JsonlError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
+        raise JsonlError(f"{path}:{line}: not JSON: {error}") from None

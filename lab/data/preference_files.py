@@ -1,41 +1,81 @@
-r"""Preference pairs that somebody else stated, from a local file: four formats in, ``lab.records.Pair`` out.
+r"""Preference pairs that somebody else stated, from a local file or the Hub: eight formats in, ``lab.records.Pair`` out.
 
 ``pairs``: columns prompt, chosen, rejected; each a text, or a list of chat messages ({"role", "content"}) of which the
 last assistant turn is the completion. The prompt may be left out where both sides are such lists and begin with it.
-``hh``: columns chosen and rejected, transcripts of "\n\nHuman:" and "\n\nAssistant:" turns that part in the last one
-(Bai et al. 2022, arXiv:2204.05862). ``instruction``: columns instruction, input (may be empty), chosen, rejected.
-``annotations``: what people said on the page of ``lab.annotate`` (``lab.data.annotations``); an item becomes one pair or
-none, and every other row is counted by what became of it.
-
-A conversation of one turn becomes that turn; a longer one stays a text with "Human:" and "Assistant:" before each turn
-but the first, as the benchmarks of ``lab.benchmarks.readers`` have it.
+``hh``: columns chosen and rejected, transcripts of "\n\nHuman:" and "\n\nAssistant:" turns that part in the last one.
+``instruction``: columns instruction, input (may be empty), chosen, rejected. ``annotations``: what people said on the
+page of ``lab.annotate`` (``lab.data.annotations``); an item becomes one pair or none, and every other row is counted by
+what became of it. ``ultrafeedback_binarized``: as ``pairs``, with scores. ``helpsteer2_preference``: two responses and a
+signed strength. ``ultrafeedback`` and ``helpsteer``: completions rated on several attributes (``lab.data.ratings``).
 
 What cannot be read is a ``JsonlError`` that names file and row. What can be read and is doubtful is a fault: counted
-and named by row always, dropped only where the caller declares it.
+and named by row always, dropped only where the caller declares it. A file is read as a stream: what is kept of a row is
+a digest of 16 bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lab.data.annotations import FATES, settled_rows
-from lab.data.jsonl import JsonlError, read_rows, shorten, text_at, value_at
+from lab.data.chat import opening
+from lab.data.jsonl import JsonlError
+from lab.data.origin import Origin, Reading
+from lab.data.pair_formats import (
+    Row,
+    Stated,
+    States,
+    read_annotations,
+    read_binarized,
+    read_helpsteer2_preference,
+    read_hh,
+    read_instruction,
+    read_pairs,
+)
+from lab.data.ratings import PAIRINGS, RATED, gather, pair_up
 from lab.data.sources import normalised_id
 from lab.records import Pair, Prompt, derive_seed
 
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+READERS: Mapping[str, Callable[[Path, int, Row], States]] = {
+    "pairs": read_pairs,
+    "hh": read_hh,
+    "instruction": read_instruction,
+    "annotations": read_annotations,
+    "ultrafeedback_binarized": read_binarized,
+    "helpsteer2_preference": read_helpsteer2_preference,
+}
+"""Formats in which a row states its own pair. All formats: these and ``lab.data.ratings.RATED``."""
 
-DROPPABLE = ("identical", "duplicate", "oversized", "diverging")
+FORMATS = (*READERS, *RATED)
+
+DROPPABLE = ("identical", "duplicate", "oversized", "diverging", "tied", "unrated", "unreadable")
 """Faults that a caller may declare. identical: chosen and rejected are the same text; duplicate: prompt, chosen and
-rejected are those of an earlier row; oversized: prompt and longer completion together exceed ``max_characters``;
-diverging: the two sides do not answer the same prompt, so that there is no pair to keep (an error unless declared)."""
+rejected are those of an earlier row; oversized: prompt and longer completion together exceed ``max_characters``.
+
+The others leave no pair to keep, and so are errors unless declared. diverging: the two sides do not answer the same
+prompt; tied: rated or preferred alike; unrated: a completion lacks a rating, or a prompt has fewer than two rated ones;
+unreadable: not UTF-8, not JSON, a column that is missing or of another type, an empty prompt, too many bytes."""
 
 COUNTED = ("contradictory",)
 """Faults that are counted and never dropped. contradictory: an earlier row states the same pair the other way round."""
+
+OTHER_ROWS: Mapping[str, Sequence[str]] = {"annotations": FATES}
+"""Formats that have rows which are meant to make no pair -> the names that those are counted under."""
+
+OTHER_FAULTS: Mapping[str, Sequence[str]] = {
+    "ultrafeedback_binarized": ("tied",),
+    "helpsteer2_preference": ("tied",),
+    "ultrafeedback": ("tied", "unrated"),
+    "helpsteer": ("tied", "unrated", "scattered"),
+}
+"""Faults that only some formats have. scattered (counted, never dropped): rows of one prompt that are no neighbours, of
+which only neighbours are compared."""
+
+_EVERYWHERE = ("identical", "duplicate", "oversized", "diverging", *COUNTED)
 
 
 @dataclass(frozen=True)
@@ -55,65 +95,156 @@ class LoadedPairs:
     faults: Mapping[str, Fault]
 
 
-class _DivergingError(ValueError):
-    """Two completions of different prompts."""
+class PairScan:
+    """One pass over an origin: iterating gives the pairs kept, in their order; ``rows`` (read), ``faults`` and
+    ``digest`` (of what was read) are complete afterwards.
 
+    Of a pair with several faults the first in ``DROPPABLE``'s order decides. ``max_characters`` 0: none is oversized.
+    weights: attribute -> weight of its rating, for formats with rated completions; pairing: one of ``PAIRINGS``.
 
-class _NoPairError(ValueError):
-    """A row that states no pair and is no fault; the message is the name that it is counted under."""
-
-
-def load_pairs(path: Path, format: str, *, max_characters: int = 0, drop: Collection[str] = ()) -> LoadedPairs:
-    """Every pair of a file, in its order; of a row with several faults the first in ``DROPPABLE``'s order decides.
-
-    ``max_characters`` 0: no row is oversized. Raises JsonlError for a path, row or column that cannot be read, an empty
-    prompt, two sides that diverge where ``drop`` does not name it, and a file of which nothing is left; ValueError for
-    an unknown format or fault.
+    Raises ValueError, before anything is read, for an unknown format, fault or pairing and for weights that are missing
+    or have no use; while iterating JsonlError for a row or column that cannot be read, a row that leaves no pair where
+    ``drop`` does not name the reason, and an origin of which nothing is left.
     """
-    if format not in READERS:
-        raise ValueError(f"preferences.format: expected one of {', '.join(READERS)}, got {format!r}")
-    for name in drop:
-        if name not in DROPPABLE:
-            raise ValueError(f"preferences.drop: expected some of {', '.join(DROPPABLE)}, got {name!r}")
-    path, read = Path(path), READERS[format]
-    found: dict[str, list[int]] = {name: [] for name in (*DROPPABLE, *COUNTED, *OTHER_ROWS.get(format, ()))}
-    seen: set[tuple[str, str, str]] = set()
-    pairs: list[Pair] = []
-    count = 0
-    for line, row in ROWS.get(format, read_rows)(path):
-        count += 1
-        try:
-            prompt, chosen, rejected = read(path, line, row)
-        except _DivergingError as error:
-            if "diverging" not in drop:
-                raise JsonlError(f"{path}:{line}: {error} (preferences.drop: diverging leaves such rows out)") from None
-            found["diverging"].append(line)
-            continue
-        except _NoPairError as error:
-            found[str(error)].append(line)
-            continue
-        if not prompt.strip():
+
+    def __init__(
+        self,
+        origin: Origin,
+        format: str,
+        *,
+        max_characters: int = 0,
+        drop: Collection[str] = (),
+        weights: Mapping[str, float] | None = None,
+        pairing: str = "extremes",
+    ) -> None:
+        if format not in FORMATS:
+            raise ValueError(f"preferences.format: expected one of {', '.join(FORMATS)}, got {format!r}")
+        for name in drop:
+            if name not in DROPPABLE:
+                raise ValueError(f"preferences.drop: expected some of {', '.join(DROPPABLE)}, got {name!r}")
+        if pairing not in PAIRINGS:
+            raise ValueError(f"preferences.pairing: expected one of {', '.join(PAIRINGS)}, got {pairing!r}")
+        if bool(weights) != (format in RATED):
+            need = "needs the weight of at least one attribute" if format in RATED else "has no ratings to weigh"
+            raise ValueError(f"preferences.weights: format {format} {need}, got {dict(weights or {})}")
+        if origin.hub and format == "annotations":
+            raise ValueError(f"preferences.path: format annotations is read from a local file, got {origin.path!r}")
+        self.origin, self.format, self.drop = origin, format, frozenset(drop)
+        self.max_characters, self.weights, self.pairing = max_characters, dict(weights or {}), pairing
+        names = dict.fromkeys((*_EVERYWHERE, *OTHER_FAULTS.get(format, ()), *OTHER_ROWS.get(format, ()), *drop))
+        self._found: dict[str, list[int]] = {name: [] for name in names}
+        self._reading = Reading(origin, self._unreadable)
+        self._seen: set[bytes] = set()
+        self._kept = 0
+
+    @property
+    def rows(self) -> int:
+        return self._reading.count
+
+    @property
+    def digest(self) -> str:
+        return self._reading.digest
+
+    @property
+    def faults(self) -> dict[str, Fault]:
+        gone = self.drop | set(OTHER_ROWS.get(self.format, ()))
+        return {name: Fault(tuple(rows), name in gone) for name, rows in self._found.items()}
+
+    def __iter__(self) -> Iterator[Pair]:
+        for line, row in self._rows():
+            try:
+                states = self._read(line, row)
+            except JsonlError as error:
+                self._unreadable(line, error)
+                continue
+            for one in states:
+                if not isinstance(one, Stated):
+                    self._no_pair(one.name, one.line, one.message)
+                elif self._keeps(line, one):
+                    self._kept += 1
+                    prompt = Prompt(one.prompt, self.format, 0)
+                    yield Pair(prompt, one.chosen, one.rejected, annotator=self.format, strength=one.strength)
+        if not self._kept:
+            counts = ", ".join(f"{len(rows)} {name}" for name, rows in self._found.items() if rows)
+            raise JsonlError(f"{self.origin.name}: none of the {self.rows} rows is left ({counts})")
+
+    def _rows(self) -> Iterable[tuple[int, Row]]:
+        if self.format == "annotations":  # what a row states depends on all others
+            return self._counted(settled_rows(Path(self.origin.path)))
+        return self._neighbours() if self.format == "helpsteer" else self._reading
+
+    def _counted(self, rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+        for line, row in rows:
+            self._reading.count += 1
+            yield line, row
+
+    def _neighbours(self) -> Iterator[tuple[int, Row]]:
+        prompts: set[bytes] = set()
+        for line, row in gather(self._reading):
+            key = _digest(str(row["rows"][0][1].get("prompt")))
+            if key in prompts:
+                self._found["scattered"].append(line)
+            prompts.add(key)
+            yield line, row
+
+    def _read(self, line: int, row: Row) -> States:
+        path = self.origin.name
+        if self.format in RATED:
+            prompt, rated = RATED[self.format](path, line, row, self.weights)
+            states = pair_up(prompt, rated, self.pairing, line)
+        else:
+            states = READERS[self.format](path, line, row)
+        if any(isinstance(one, Stated) and not one.prompt.strip() for one in states):
             raise JsonlError(f"{path}:{line}: the prompt is empty")
+        return states
+
+    def _unreadable(self, line: int, error: JsonlError) -> None:
+        if "unreadable" not in self.drop:
+            raise error from None
+        self._found["unreadable"].append(line)
+
+    def _no_pair(self, name: str, line: int, message: str) -> None:
+        if name in DROPPABLE and name not in self.drop:
+            raise JsonlError(
+                f"{self.origin.name}:{line}: {message} (preferences.drop: {name} leaves such rows out)"
+            ) from None
+        self._found[name].append(line)
+
+    def _keeps(self, line: int, one: Stated) -> bool:
         faults = []
-        if chosen == rejected:
+        if one.chosen == one.rejected:
             faults.append("identical")
-        if (prompt, chosen, rejected) in seen:
+        key = _digest(one.prompt, one.chosen, one.rejected)
+        if key in self._seen:
             faults.append("duplicate")
-        elif chosen != rejected and (prompt, rejected, chosen) in seen:
+        elif one.chosen != one.rejected and _digest(one.prompt, one.rejected, one.chosen) in self._seen:
             faults.append("contradictory")
-        if max_characters and len(prompt) + max(len(chosen), len(rejected)) > max_characters:
+        length = len(one.prompt) + max(len(one.chosen), len(one.rejected))
+        if self.max_characters and length > self.max_characters:
             faults.append("oversized")
-        seen.add((prompt, chosen, rejected))
+        self._seen.add(key)
         for name in faults:
-            found[name].append(line)
-        if not any(name in drop for name in faults):
-            pairs.append(Pair(Prompt(prompt, format, 0), chosen, rejected, annotator=format))
-    gone = (*drop, *OTHER_ROWS.get(format, ()))
-    result = {name: Fault(tuple(rows), name in gone) for name, rows in found.items()}
-    if not pairs:
-        counts = ", ".join(f"{len(fault.rows)} {name}" for name, fault in result.items() if fault.rows)
-        raise JsonlError(f"{path}: none of the {count} rows is left ({counts})")
-    return LoadedPairs(count, pairs, result)
+            self._found[name].append(line)
+        return not any(name in self.drop for name in faults)
+
+
+def _digest(*texts: str) -> bytes:
+    """16 bytes for some texts: two of 2**32 collide with a chance of 1 in 2**65."""
+    found = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        found.update(len(data).to_bytes(8, "big") + data)
+    return found.digest()
+
+
+def load_pairs(path: Path | Origin, format: str, **settings: Any) -> LoadedPairs:
+    """Every pair of an origin at once, in its order; ``settings`` and errors are those of ``PairScan``."""
+    scan = PairScan(path if isinstance(path, Origin) else Origin(str(path)), format, **settings)
+    pairs = list(scan)
+    return LoadedPairs(scan.rows, pairs, scan.faults)
+
+
+# ---------------------------------------------------------------- the split
 
 
 def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -123,123 +254,30 @@ def split_pairs(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pa
     conversation goes where its opening turn goes, case and white space aside: its later turns repeat the earlier.
     ``share`` is that of the openings in expectation, not exactly. Raises ValueError unless 0 < share < 1.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"preferences.held_out: expected a share between 0 and 1, got {share!r}")
+    check_share(share)
     training: list[Pair] = []
     held_out: list[Pair] = []
-    for pair in sorted(pairs, key=lambda pair: _order(pair, seed)):
-        place = derive_seed("held out", seed, normalised_id(opening(pair.prompt.text))) / 2**63
-        (held_out if place < share else training).append(pair)
+    for pair in sorted(pairs, key=lambda pair: (rank(pair, seed), *tie_break(pair))):
+        (held_out if is_held_out(pair, share, seed) else training).append(pair)
     return training, held_out
 
 
-def opening(prompt: str) -> str:
-    """The first turn of a prompt of this module."""
-    return prompt.split(ASSISTANT, 1)[0]
+def check_share(share: float) -> None:
+    """Raise ValueError unless 0 < share < 1."""
+    if not 0 < share < 1:
+        raise ValueError(f"preferences.held_out: expected a share between 0 and 1, got {share!r}")
 
 
-def _order(pair: Pair, seed: int) -> tuple[int, str, str, str]:
-    return derive_seed("pairs", seed, pair.prompt.id), pair.prompt.text, pair.chosen, pair.rejected
+def is_held_out(pair: Pair, share: float, seed: int) -> bool:
+    """Whether a pair is kept to measure by (``split_pairs``)."""
+    return derive_seed("held out", seed, normalised_id(opening(pair.prompt.text))) / 2**63 < share
 
 
-# ---------------------------------------------------------------- formats: a row as prompt, chosen, rejected
+def rank(pair: Pair, seed: int) -> int:
+    """Where a pair's prompt stands in the order of ``split_pairs``: 63 bits."""
+    return derive_seed("pairs", seed, pair.prompt.id)
 
 
-def _read_pairs(path: Path, line: int, row: Mapping[str, Any]) -> tuple[str, str, str]:
-    sides = [_side(path, line, row, key) for key in ("chosen", "rejected")]
-    (before, chosen), (other, rejected) = sides
-    if before != other:
-        raise _DivergingError("chosen and rejected do not begin with the same turns")
-    if "prompt" not in row and before:
-        return render(before), chosen, rejected
-    given = value_at(path, line, row, "prompt")
-    prompt = given if isinstance(given, str) else render(_turns(path, line, "prompt", given))
-    if not before:
-        return prompt, chosen, rejected
-    # Many data sets repeat the prompt in both conversations, some only its first or last question.
-    if prompt not in (render(before), *(text for role, text in before if role == "user")):
-        raise _DivergingError("key 'prompt' is not in the turns that chosen and rejected begin with")
-    return render(before), chosen, rejected
-
-
-def _side(path: Path, line: int, row: Mapping[str, Any], key: str) -> tuple[list[tuple[str, str]], str]:
-    """The turns before the completion, and the completion."""
-    value = value_at(path, line, row, key)
-    if isinstance(value, str):
-        return [], value
-    turns = _turns(path, line, key, value)
-    role, completion = turns[-1]
-    if role != "assistant":
-        raise JsonlError(f"{path}:{line}: key '{key}': the last message is by {role!r}, expected 'assistant'")
-    return turns[:-1], completion
-
-
-def _turns(path: Path, line: int, key: str, value: Any) -> list[tuple[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise JsonlError(f"{path}:{line}: key '{key}': expected a text or a list of messages, got {shorten(value)}")
-    turns = []
-    for number, message in enumerate(value):
-        where = f"{path}:{line}: key '{key}[{number}]'"
-        if not isinstance(message, dict):
-            raise JsonlError(f"{where}: expected a message with role and content, got {shorten(message)}")
-        role, content = message.get("role"), message.get("content")
-        if role not in SPEAKERS:
-            raise JsonlError(f"{where}: role: expected one of {', '.join(SPEAKERS)}, got {shorten(role)}")
-        if not isinstance(content, str):
-            raise JsonlError(f"{where}: content: expected a text, got {shorten(content)}")
-        turns.append((role, content))
-    return turns
-
-
-def render(turns: Sequence[tuple[str, str]]) -> str:
-    """Turns (role, content) as one text, each with its speaker before it, but for a user who speaks first."""
-    if len(turns) == 1 and turns[0][0] == "user":
-        return turns[0][1]
-    return "".join(f"\n\n{SPEAKERS[role]}: {content}" for role, content in turns).removeprefix(HUMAN).strip()
-
-
-def _read_hh(path: Path, line: int, row: Mapping[str, Any]) -> tuple[str, str, str]:
-    texts = [text_at(path, line, row, key) for key in ("chosen", "rejected")]
-    for key, text in zip(("chosen", "rejected"), texts, strict=True):
-        if ASSISTANT not in text:
-            raise JsonlError(f"{path}:{line}: key '{key}': no {ASSISTANT!r} in the transcript {shorten(text)}")
-    shared = _common_prefix(*texts)
-    end = shared.rfind(ASSISTANT)
-    if end < 0:
-        raise _DivergingError("chosen and rejected share no prompt")
-    answers = [text[end + len(ASSISTANT) :] for text in texts]
-    if any(speaker in answer for answer in answers for speaker in (HUMAN, ASSISTANT)):
-        raise _DivergingError("chosen and rejected part before their last turn")
-    return shared[:end].removeprefix(HUMAN).strip(), answers[0].strip(), answers[1].strip()
-
-
-def _common_prefix(first: str, second: str) -> str:
-    length = next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
-    return min(first, second, key=len) if length is None else first[:length]
-
-
-def _read_instruction(path: Path, line: int, row: Mapping[str, Any]) -> tuple[str, str, str]:
-    instruction, more, chosen, rejected = (
-        text_at(path, line, row, key) for key in ("instruction", "input", "chosen", "rejected")
-    )
-    return f"{instruction}\n\n{more}" if more.strip() else instruction, chosen, rejected
-
-
-def _read_annotations(path: Path, line: int, row: Mapping[str, Any]) -> tuple[str, str, str]:
-    if "fate" in row:
-        raise _NoPairError(row["fate"])
-    return row["prompt"], row["chosen"], row["rejected"]
-
-
-READERS: Mapping[str, Callable[[Path, int, Mapping[str, Any]], tuple[str, str, str]]] = {
-    "pairs": _read_pairs,
-    "hh": _read_hh,
-    "instruction": _read_instruction,
-    "annotations": _read_annotations,
-}
-
-ROWS: Mapping[str, Callable[[Path], Iterable[tuple[int, Mapping[str, Any]]]]] = {"annotations": settled_rows}
-"""Formats in which what a row states depends on other rows: file -> (line, row as its reader expects it)."""
-
-OTHER_ROWS: Mapping[str, Sequence[str]] = {"annotations": FATES}
-"""Formats that have rows which are meant to make no pair -> the names that those are counted under."""
+def tie_break(pair: Pair) -> tuple[str, str, str]:
+    """The order of pairs of one rank."""
+    return pair.prompt.text, pair.chosen, pair.rejected

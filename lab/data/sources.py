@@ -1,18 +1,21 @@
-"""Question/answer rows from a local file: checked in full before any model work, then cut into disjoint splits."""
+"""Question/answer rows from a file or the Hub: checked in full before any model work, then cut into disjoint splits."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from lab.data.jsonl import JsonlError, read_rows, shorten, text_at, value_at
+from lab.data.chat import render, turns_at
+from lab.data.jsonl import JsonlError, shorten, text_at, value_at
+from lab.data.origin import Origin, Reading
+from lab.data.origin import file_digest as file_digest
 from lab.records import Demonstration, Prompt, derive_seed, text_id
 from lab.verifiers import find_verifier
 from lab.verifiers.gsm8k import strip_annotations
+from lab.verifiers.math import final_answer
 
 SPLITS = ("evaluation", "tuning", "sft", "preference", "rl")
 """The order in which splits take their share: more training prompts never change the evaluation prompts."""
@@ -32,60 +35,108 @@ Item = TypeVar("Item", bound=HasPrompt)
 
 @dataclass(frozen=True)
 class Loaded:
-    """The rows of a file. `duplicates` counts dropped rows, `conflicts` those of them whose answer differed."""
+    """The rows of an origin. `duplicates` counts dropped rows, `conflicts` those of them whose answer differed,
+    `unreadable` names those that could not be read; `digest` is that of what was read."""
 
     rows: list[Demonstration]
     duplicates: int
     conflicts: int
+    unreadable: tuple[int, ...] = ()
+    digest: str = ""
 
     @property
     def prompts(self) -> list[Prompt]:
         return [row.prompt for row in self.rows]
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex: what stands for the file in a step's identity."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def load(
-    path: Path,
+    path: Path | Origin,
     *,
     question: str = "question",
     answer: str = "answer",
     verifier: str = "gsm8k",
     domain: str = "math",
+    demonstration: str = "",
+    drop: Collection[str] = (),
 ) -> Loaded:
     """Every row as (prompt with gold, demonstration), each validated by the verifier's `parse_gold`.
 
+    The question is a text or a list of chat messages; where the assistant speaks last in it, that turn is no part of the
+    prompt. The answer is a column, the whole row (`WHOLE_ROW`) or, where it names the messages, that last turn; of a
+    worked solution for the verifier `math` the boxed answer is the gold. Demonstrations are the column `demonstration`,
+    else the answer without calculator annotations (empty for answers that are no text).
+
     Two rows whose questions differ only in case and white space are one prompt; of those the one with the smallest text
-    stays, whatever the order of the file. Demonstrations are the answer column without calculator annotations (empty
-    for answers that are no text).
+    stays, whatever the order of the file. Rows that cannot be read are left out where `drop` says "unreadable".
     Raises JsonlError naming file, line and key; ValueError for an unknown verifier.
     """
-    path = Path(path)
+    origin = path if isinstance(path, Origin) else Origin(str(path))
     parse = find_verifier(verifier).parse_gold
     chosen: dict[str, Demonstration] = {}
     duplicates = conflicts = 0
-    for line, row in read_rows(path):
-        text = text_at(path, line, row, question)
-        if not text.strip():
-            raise JsonlError(f"{path}:{line}: key '{question}': the question is empty")
-        raw = row if answer == WHOLE_ROW else value_at(path, line, row, answer)
+    unreadable: list[int] = []
+
+    def skip(line: int, error: JsonlError) -> None:
+        if "unreadable" not in drop:
+            raise error from None
+        unreadable.append(line)
+
+    reading = Reading(origin, skip)
+    for line, row in reading:
         try:
-            gold = parse(raw)
-        except ValueError as error:
-            raise JsonlError(f"{path}:{line}: key '{answer}': {error}") from None
-        completion = strip_annotations(raw) if isinstance(raw, str) else "" if isinstance(raw, dict) else str(raw)
-        new = Demonstration(Prompt(text, domain, 0, gold), completion)
+            text, raw, shown = _columns(origin.name, line, row, question, answer, demonstration)
+            try:
+                gold = parse(_boxed(raw) if verifier == "math" else raw)
+            except ValueError as error:
+                raise JsonlError(f"{origin.name}:{line}: key '{answer}': {error}") from None
+        except JsonlError as error:
+            skip(line, error)
+            continue
+        new = Demonstration(Prompt(text, domain, 0, gold), shown)
         key = normalised_id(text)
         if key in chosen:
             duplicates += 1
             conflicts += dict(chosen[key].prompt.gold) != gold
             new = min(chosen[key], new, key=_order)
         chosen[key] = new
-    return Loaded(list(chosen.values()), duplicates, conflicts)
+    if not chosen:
+        raise JsonlError(f"{origin.name}: none of the {reading.count} rows is left ({len(unreadable)} unreadable)")
+    return Loaded(list(chosen.values()), duplicates, conflicts, tuple(unreadable), reading.digest)
+
+
+def _columns(
+    path: Path, line: int, row: Mapping[str, Any], question: str, answer: str, demonstration: str
+) -> tuple[str, Any, str]:
+    """The prompt's text, the raw answer and the demonstration of a row."""
+    asked = value_at(path, line, row, question)
+    last = ""
+    if isinstance(asked, list):
+        turns = turns_at(path, line, question, asked)
+        if turns[-1][0] == "assistant":
+            *turns, (_, last) = turns
+        text = render(turns)
+    else:
+        text = text_at(path, line, row, question)
+    if not text.strip():
+        raise JsonlError(f"{path}:{line}: key '{question}': the question is empty")
+    if isinstance(asked, list) and answer == question:
+        if not last.strip():
+            raise JsonlError(f"{path}:{line}: key '{question}': the assistant does not speak last, so nothing answers")
+        raw: Any = last
+    else:
+        raw = row if answer == WHOLE_ROW else value_at(path, line, row, answer)
+    if demonstration:
+        return text, raw, text_at(path, line, row, demonstration)
+    if last:
+        return text, raw, last
+    return text, raw, strip_annotations(raw) if isinstance(raw, str) else "" if isinstance(raw, dict) else str(raw)
+
+
+def _boxed(raw: Any) -> Any:
+    """The boxed answer of a worked solution; anything else as it is."""
+    if isinstance(raw, str) and ("\\boxed" in raw or "\\fbox" in raw):
+        return final_answer(raw) or raw
+    return raw
 
 
 def split(items: Sequence[Item], parts: Mapping[str, int], seed: int) -> dict[str, list[Item]]:

@@ -1,4 +1,4 @@
-"""The data step: prompts and demonstrations in disjoint splits, from the embedded world or from a local file."""
+"""The data step: prompts and demonstrations in disjoint splits, from the embedded world, a file or the Hub."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lab.data.jsonl import write_records
-from lab.data.sources import file_digest, load, split
+from lab.data.origin import Origin
+from lab.data.sources import load, split
 from lab.records import DOMAINS, Demonstration, Ledger, Prompt
 from lab.store import Context, StageResult
 
 DEMONSTRATIONS = ("base", "sft", "preference_demonstrations")
 """Splits that hold demonstrations; all others hold prompts."""
+NAMED_ROWS = 20
+"""The card names at most so many rows that could not be read."""
 
 
 def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
@@ -22,16 +25,17 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
 
     Config for `kind: world`: `seed`, demonstrators `base` and `sft`, `counts` of base, sft, preference, rl, evaluation,
     tuning; optional `levels` and `domains` (how often each domain comes, 1 where it is not named). For `kind: jsonl`:
-    `digest` (of the file, by `lab.data.sources.file_digest`), `question`, `answer`, `verifier`, `domain`, `seed`,
-    `counts` (no base). The file's path is no part of identity and comes as `context.resources["path"]`, else as
-    `config["path"]`. Raises ValueError naming file, line and key.
+    `digest` (of the file, or of a Hub data set's rows), `question`, `answer`, `verifier`, `domain`, `seed`, `counts` (no
+    base), optional `demonstration`, `rows` and `drop` (`lab.config.data.JsonlData`). Where the rows lie is no part of
+    identity: `context.resources` has the fields of an `Origin`, or `config` its `path`.
+    Raises ValueError naming file, line and key, and data that are not the planned ones.
     """
     card: dict[str, Any] = {"kind": config["kind"]}
     match config["kind"]:
         case "world":
             splits = _world(config)
         case "jsonl":
-            splits = _jsonl(config, Path(context.resources.get("path") or config["path"]), card)
+            splits = _jsonl(config, Origin.of(config, context.resources), card)
         case other:
             raise ValueError(f"data.kind: expected world or jsonl, got {other!r}")
     card["splits"] = {}
@@ -56,19 +60,22 @@ def _world(config: Mapping[str, Any]) -> dict[str, Sequence[Prompt | Demonstrati
     return drawn
 
 
-def _jsonl(config: Mapping[str, Any], path: Path, card: dict[str, Any]) -> dict[str, Sequence[Prompt | Demonstration]]:
+def _jsonl(config: Mapping[str, Any], origin: Origin, card: dict[str, Any]) -> dict[str, Sequence[Prompt | Demonstration]]:
     columns = {key: config[key] for key in ("question", "answer", "verifier", "domain")}
-    loaded = load(path, **columns)
-    digest = file_digest(path)
-    if config.get("digest") not in (None, digest):
-        raise ValueError(f"{path}: the file has changed since the plan was made (SHA-256 {digest[:12]}...)")
+    columns |= {"demonstration": config.get("demonstration", ""), "drop": config.get("drop", ())}
+    loaded = load(origin, **columns)
+    if config.get("digest") not in (None, loaded.digest):
+        what = "rows have" if origin.hub else "file has"
+        raise ValueError(f"{origin.name}: the {what} changed since the plan was made (SHA-256 {loaded.digest[:12]}...)")
     cut = split(loaded.rows, config["counts"], config["seed"])
     card |= {
-        "digest": digest,
+        "digest": loaded.digest,
         "rows": len(loaded.rows),
         "duplicates_dropped": loaded.duplicates,
         "conflicting_duplicates": loaded.conflicts,
     }
+    if config.get("drop"):
+        card["unreadable"] = {"count": len(loaded.unreadable), "rows": list(loaded.unreadable[:NAMED_ROWS])}
     splits: dict[str, Sequence[Prompt | Demonstration]] = {
         name: rows if name in DEMONSTRATIONS else [row.prompt for row in rows] for name, rows in cut.items()
     }
