@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lab.config import PreferencesConfig, build
 from lab.data.labelling import Candidate, Labeller, Ratings
 from lab.records import Completion
-from lab.world.annotators import Annotator, Panel, Seen, fleiss_kappa, majority, majority_probability
+from lab.world.annotators import Annotator, Panel, Seen, majority, majority_probability
 from lab.world.generate import prompts
 
 GOOD, BAD = Seen(1.0, 0.25, 8), Seen(0.0, 0.5, 12)
@@ -96,17 +96,6 @@ def test_members_of_a_panel_differ_only_if_they_disagree() -> None:
     assert len({one.name for one in apart.members}) == 5
     with pytest.raises(ValueError, match=r"labels_per_pair: 6 of 5"):
         Panel.of(Annotator("a", 0.1, 0.1), 5, 6, 0.0, 0)
-
-
-def test_kappa_by_hand() -> None:
-    # Three raters; yes-votes 3, 2, 1, 0. Observed (1 + 1/3 + 1/3 + 1) / 4 = 2/3; share of yes 1/2, so chance 1/2.
-    votes = [[True] * 3, [True, True, False], [True, False, False], [False] * 3]
-    assert fleiss_kappa(votes) == pytest.approx((2 / 3 - 1 / 2) / (1 / 2))
-    assert fleiss_kappa([[True, True], [False, False]]) == pytest.approx(1.0)
-    assert fleiss_kappa([[True, False], [False, True]]) == pytest.approx(-1.0)
-    assert math.isnan(fleiss_kappa([[True, True], [True, True]]))
-    with pytest.raises(ValueError, match="same number of votes"):
-        fleiss_kappa([[True, True], [True]])
 
 
 def test_ratings_come_as_often_as_the_closed_form_says() -> None:

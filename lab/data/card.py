@@ -12,7 +12,6 @@ from scipy.stats import binomtest
 
 from lab.data.sources import normalised_id
 from lab.records import Pair
-from lab.world.annotators import fleiss_kappa
 
 PFirst = Callable[[int], float]
 """Of pair i: the probability, by the labeller's own definition, that it states the truly better one."""
@@ -64,12 +63,17 @@ def describe(
 
 
 def _between(votes: Sequence[Sequence[bool]]) -> dict[str, Any]:
-    """Agreement of the annotators with each other: of any two of them on one pair, and Fleiss' kappa."""
+    """Agreement of the annotators with each other: the share p of couples of them who say the same of one pair, and
+    kappa = (p - 1/2) / (1/2).
+
+    The two sides of a pair have no names, so two who guess agree half of the time (Bennett, Alpert and Goldstein 1954);
+    Fleiss' kappa comes to the same where each side is called first as often. The chosen side must not stand for a
+    category there: the majority chose it.
+    """
     same = sum(_agreeing(own) for own in votes)
-    all_ = sum(len(own) * (len(own) - 1) // 2 for own in votes)
-    return {"labels": sum(map(len, votes)), "fleiss_kappa": fleiss_kappa(votes)} | _share(
-        "agreement_between_annotators", same, all_
-    )
+    couples = sum(len(own) * (len(own) - 1) // 2 for own in votes)
+    found = _share("agreement_between_annotators", same, couples)
+    return {"labels": sum(map(len, votes)), "kappa": 2 * same / couples - 1, **found}
 
 
 def _agreeing(votes: Sequence[bool]) -> int:
@@ -129,8 +133,8 @@ def markdown(card: Mapping[str, Any], title: str) -> str:
         ("words of the chosen", listed(card["chosen_words"])),
         ("words of the rejected", listed(card["rejected_words"])),
     ]
-    if "fleiss_kappa" in card:
-        text = f"{share('agreement_between_annotators')} of two on a pair; Fleiss' kappa {card['fleiss_kappa']:.2f}"
+    if "kappa" in card:
+        text = f"{share('agreement_between_annotators')} of two on a pair; kappa {card['kappa']:.2f}"
         lines.append(("agreement between annotators", text))
     if "leakage" in card:
         lines.append(("pairs on prompts of other splits", listed(card["leakage"])))

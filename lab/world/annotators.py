@@ -151,20 +151,3 @@ def majority_probability(each: Sequence[float]) -> float:
         count = longer
     n = len(each)
     return sum(item * (0.5 if 2 * k == n else float(2 * k > n)) for k, item in enumerate(count))
-
-
-def fleiss_kappa(votes: Sequence[Sequence[bool]]) -> float:
-    """Agreement of annotators beyond chance, over N pairs with the same number (>= 2) of votes each (Fleiss 1971).
-
-    1: all agree always; 0: as chance would. NaN where every vote of all pairs is the same: chance explains all then.
-    Raises ValueError for fewer than 2 votes or unequal numbers.
-    """
-    sizes = {len(own) for own in votes}
-    if len(sizes) != 1 or min(sizes) < 2:
-        raise ValueError(f"fleiss_kappa: expected the same number of votes, 2 or more, of each pair, got {sizes}")
-    n = sizes.pop()
-    yes = [sum(own) for own in votes]
-    observed = sum(k * (k - 1) + (n - k) * (n - k - 1) for k in yes) / (n * (n - 1) * len(yes))
-    share = sum(yes) / (n * len(yes))
-    chance = share**2 + (1 - share) ** 2
-    return (observed - chance) / (1 - chance) if chance < 1 else math.nan
