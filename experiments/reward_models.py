@@ -30,6 +30,7 @@ from lab.config import (
 )
 from lab.execute import Outcome
 from lab.graph import CandidateRun, Graph, build_graph, seeds_of
+from lab.graph.filters import paid_for
 from lab.plan import Step
 from lab.records import Ledger
 from lab.store import Store
@@ -283,7 +284,7 @@ def _costs(graph: Graph, store: Store, candidate: CandidateConfig, run: Candidat
     for manifest in manifests:
         total += Ledger(**manifest["ledger"])
     if manifests:
-        pool = Ledger(**store.manifest(graph.pairs.key)["ledger"])
+        pool = sum((Ledger(**store.manifest(step.key)["ledger"]) for step in paid_for(graph.pairs)), Ledger())
         pairs = [manifest["metrics"]["pairs"] for manifest in manifests if manifest["kind"] == "reward_model"]
         labels = max(pairs) if pairs and pool.preference_labels else pool.preference_labels
         total += dataclasses.replace(pool, preference_labels=0 if candidate.reward.kind in POINTWISE else labels)

@@ -25,11 +25,21 @@ from lab.config.feedback import (
     LabelSourceConfig,
     Principle,
     ReviserConfig,
+    RevisionConfig,
     Revisions,
     WorldReviser,
     WrittenReviser,
 )
-from lab.config.filters import RejectionConfig
+from lab.config.filters import (
+    AnswerRule,
+    FilterConfig,
+    FilterRule,
+    OverlapConfig,
+    RejectionConfig,
+    ScoreRule,
+    VerifierRule,
+    VoteRule,
+)
 from lab.config.methods import (
     BestOfNMethod,
     ContinuedMethod,
@@ -85,16 +95,17 @@ from lab.config.root import (
 from lab.typed import ConfigError, build, nearest, plain
 
 __all__ = [
-    "AnswersConfig", "ArmAnswers", "BackboneAnswers", "BuildingConfig", "CheckpointAnswers",
-    "AILabels", "AnyPreferences", "ArmConfig", "BackboneConfig", "BenchmarkConfig", "BestOfNMethod", "CandidateConfig",
+    "AILabels", "AnswerRule", "AnswersConfig", "AnyPreferences", "ArmAnswers", "ArmConfig", "BackboneAnswers",
+    "BackboneConfig", "BenchmarkConfig", "BestOfNMethod", "BuildingConfig", "CandidateConfig", "CheckpointAnswers",
     "CheckpointBackbone", "CheckpointModel", "ClassifierSource", "ConfigError", "ConstitutionConfig", "ContinuedMethod",
     "CountsConfig", "DataConfig", "DemonstratorConfig", "DirectMethod", "EndpointJudge", "EnsembleSource",
-    "EvaluationConfig", "FeedbackConfig", "FewLabels", "ImplicitSource", "JsonlData", "JudgeConfig", "JudgeSource",
-    "LabConfig", "LabelSourceConfig", "LocalJudge", "MethodConfig", "MixtureSource", "ModelConfig",
-    "MultiObjectiveConfig", "MultiObjectiveSource", "NoMethod", "OnlineMethod", "OutcomeSource", "PackagedBackbone",
-    "PackagedModel", "PairsData", "PairsFileConfig", "PartConfig", "PipelineConfig", "PolicyBackbone", "PreferencesConfig",
-    "Principle", "ProcessSource", "RejectionConfig", "RejectionMethod", "ReviserConfig", "Revisions", "RewardConfig",
-    "RewardModelConfig", "RunConfig", "ScaleConfig", "SimpleSource", "SizeConfig", "SizesConfig", "StageConfig",
-    "SupervisedConfig", "TokenRewardConfig", "UnpairedMethod", "WorldBackbone", "WorldData", "WorldJudge", "WorldModel",
-    "WorldReviser", "WrittenReviser", "build", "nearest", "plain",
+    "EvaluationConfig", "FeedbackConfig", "FewLabels", "FilterConfig", "FilterRule", "ImplicitSource", "JsonlData",
+    "JudgeConfig", "JudgeSource", "LabConfig", "LabelSourceConfig", "LocalJudge", "MethodConfig", "MixtureSource",
+    "ModelConfig", "MultiObjectiveConfig", "MultiObjectiveSource", "NoMethod", "OnlineMethod", "OutcomeSource",
+    "OverlapConfig", "PackagedBackbone", "PackagedModel", "PairsData", "PairsFileConfig", "PartConfig",
+    "PipelineConfig", "PolicyBackbone", "PreferencesConfig", "Principle", "ProcessSource", "RejectionConfig",
+    "RejectionMethod", "ReviserConfig", "RevisionConfig", "Revisions", "RewardConfig", "RewardModelConfig", "RunConfig",
+    "ScaleConfig", "ScoreRule", "SimpleSource", "SizeConfig", "SizesConfig", "StageConfig", "SupervisedConfig",
+    "TokenRewardConfig", "UnpairedMethod", "VerifierRule", "VoteRule", "WorldBackbone", "WorldData", "WorldJudge",
+    "WorldModel", "WorldReviser", "WrittenReviser", "build", "nearest", "plain",
 ]  # fmt: skip
