@@ -118,28 +118,25 @@ class Seen:
 def seen_in(prompts: Sequence[Prompt], sources: Iterable[tuple[bool, Sequence[str]]], near: float) -> tuple[Seen, Seen]:
     """Which prompts were seen in training, and which in evaluations. ``near``: from which similarity a prompt is near a
     training text (1: none is)."""
-    index = EvaluationIndex(
-        {"prompts": [prompt.text for prompt in prompts]}, threshold=near, width=WIDTH, permutations=PERMUTATIONS
-    )
-    owners: dict[int, set[str]] = {}
+    owners: dict[str, set[str]] = {}
     for prompt in prompts:
-        number = index.equal(normalise(prompt.text))
-        assert number is not None  # it was put there
-        owners.setdefault(number, set()).add(prompt.id)
+        owners.setdefault(normalise(prompt.text), set()).add(prompt.id)
+    index = None
+    if near < 1:
+        index = EvaluationIndex({"prompts": list(owners)}, threshold=near, width=WIDTH, permutations=PERMUTATIONS)
     training, measured = Seen(), Seen()
     known: dict[bool, set[str]] = {True: set(), False: set()}
     close: set[int] = set()
     for trains, texts in sources:
         for text in {normalise(text) for text in texts} - known[trains]:
             known[trains].add(text)
-            number = index.equal(text)
-            if number is not None:
-                (training if trains else measured).exact |= owners[number]
-            if trains and near < 1:
+            (training if trains else measured).exact |= owners.get(text, set())
+            if trains and index is not None:
                 own = shingles(text, WIDTH)
                 for other in index.candidates(own):
-                    if other not in close and other != number and jaccard(own, index.shingles[other]) >= near:
+                    if other not in close and jaccard(own, index.shingles[other]) >= near:
                         close.add(other)
-    training.near = {name for number in close for name in owners[number]}
+    if index is not None:
+        training.near = set().union(*(owners[index.texts[number]] for number in close))
     training.texts, measured.texts = len(known[True]), len(known[False])
     return training, measured
