@@ -17,13 +17,16 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import overoptimisation, reward_models
+from experiments import ai_feedback, overoptimisation, reward_models
+from experiments.data_quality import NAME as DATA_QUALITY
 from experiments.rm_size import LEARNING
 from experiments.rm_size import NAME as RM_SIZE
 from lab.figures import COMPARE_ARMS, ArmStyle, headline, save
 from lab.figures.learning import learning_figure
+from lab.figures.quality import quality_figure
 from lab.figures.sweep import size_figure
-from lab.tables import reward_models_text
+from lab.tables import ai_feedback as ai_feedback_tables
+from lab.tables import quality_text, reward_models_text
 from lab.tables.overoptimisation_text import TABLES as OVEROPTIMISATION
 
 KEPT = Path(__file__).parent / "results"
@@ -57,6 +60,10 @@ def _learning(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
     return learning_figure(_frame(found["table"]), level=found["level"], note=sources["note"])
 
 
+def _quality(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
+    return quality_figure(quality_text.from_payload(found), sources["note"])
+
+
 def _of_overoptimisation(name: str, *texts: str) -> Drawing:
     def draw(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
         return overoptimisation.drawings()[name](found, sources)
@@ -72,9 +79,13 @@ def _of_reward_models(name: str, *texts: str) -> Drawing:
 
 
 FIGURES: Mapping[str, Drawing] = {
+    ai_feedback.NAME: Drawing(ai_feedback_tables.TABLES, ai_feedback.drawing, ("ai_feedback.md", "ai_feedback.csv", "labels.csv")),
     "headline": Drawing("summary.json", _headline),
     RM_SIZE: Drawing("table.json", _sizes, ("rows.parquet",)),
     LEARNING: Drawing("learning.tables.json", _learning, ("learning.csv", "learning.md")),
+    DATA_QUALITY: Drawing(
+        "table.json", _quality, ("rows.parquet", *(f"{name}.csv" for name in quality_text.FRAMES if name != "table"))
+    ),
     "overoptimisation": _of_overoptimisation("overoptimisation", "curves.csv", "fits.csv", "contrasts.csv"),
     "monitor": _of_overoptimisation("monitor", "monitor_runs.csv"),
     "kinds": _of_reward_models("kinds", "kinds.md", "benchmark.csv", "benchmark_tests.csv"),

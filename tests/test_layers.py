@@ -36,7 +36,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "progress",
         "costs",
     ),
-    ("objectives", "verifiers", "stats", "best_of_n", "diagnostics", "overoptimisation", "monitor", "claims", "tables"),
+    (
+        *("objectives", "verifiers", "stats", "best_of_n", "diagnostics", "overoptimisation", "monitor", "claims"),
+        *("tables", "results"),
+    ),
     ("models", "data", "world", "benchmarks"),
     ("sampling", "rewards"),
     ("evaluation", "training", "trl_private", "online", "feedback"),
@@ -47,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 LIGHT = (
     *LAYERS[0],
-    *("stats", "best_of_n", "diagnostics", "overoptimisation", "monitor", "claims", "tables", "figures"),
+    *("stats", "best_of_n", "diagnostics", "overoptimisation", "monitor", "claims", "tables", "results", "figures"),
     *("graph", "worker", "execute", "experiments", "__main__"),
 )
 """What must answer at once (`--help`, `plan=true`, redrawing a figure) and so never loads a training library."""

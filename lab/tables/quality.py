@@ -31,6 +31,7 @@ AXES: Mapping[str, str] = {"flips": "flip_rate", "pairs": "pairs"}
 PRESETS = ("hh_like", "ultrafeedback_like")
 """The data whose difference is the effect of data."""
 
+LINES = ("arm", "role", "n_seeds", "gold", "gold_low", "gold_high")
 CROSSED = (("dpo", "ppo"), ("dpo", "rlvr"), ("ppo", "rlvr"), ("dpo", "sft"), ("ppo", "sft"))
 ALPHA = 0.05
 
@@ -98,11 +99,10 @@ def quality_sweep(
         for arm, (own, strata) in fixed.items()
     ]
     steps, trends = trend(table, {name: _accuracies(point) for name, point in _named(points)}, level)
-    columns = ["arm", "role", "n_seeds", *interval_columns("gold", None)]
     return Quality(
         table,
         seeds,
-        pd.DataFrame(lines, columns=columns),
+        pd.DataFrame(lines, columns=list(LINES)),
         crossings(table, golds, shared, bootstrap),
         effects(golds, bootstrap),
         steps,

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from lab.tables.quality import ALPHA, PRESETS, Quality
+from lab.tables.quality import ALPHA, CROSSINGS, EFFECTS, LINES, PRESETS, STEPS, TRENDS, Quality
 from lab.tables.reward_models_text import frame
 from lab.tables.sweep import aligned, number, with_interval
 from lab.tables.writing import csv_bytes, json_bytes, markdown_table, records
 
 FRAMES = ("table", "seeds", "lines", "crossings", "effects", "steps", "trends")
+EMPTY: Mapping[str, Sequence[str]] = {
+    "lines": LINES,
+    "crossings": CROSSINGS,
+    "effects": EFFECTS,
+    "steps": STEPS,
+    "trends": TRENDS,
+}
+"""The columns of the tables that may have no lines."""
+
 NAMES: Mapping[str, str] = {"dpo": "DPO", "ppo": "PPO × RM", "rlvr": "RLVR", "sft": "SFT"}
 RLVR: Mapping[str, str] = {"ppo_verifier": "PPO × verifier", "grpo_verifier": "GRPO × verifier"}
 
@@ -31,8 +40,10 @@ def summary(found: Quality) -> bytes:
 
 
 def from_payload(plain: Mapping[str, Any]) -> Quality:
-    """The tables again, from the content of ``table.json``."""
-    return Quality(**{name: frame(plain[name]) for name in FRAMES}, level=plain["level"])
+    """The tables again, from the content of ``table.json``; one without lines has its columns all the same."""
+    frames = {name: frame(plain[name]) for name in FRAMES}
+    frames |= {name: pd.DataFrame(columns=list(columns)) for name, columns in EMPTY.items() if not plain[name]}
+    return Quality(**frames, level=plain["level"])
 
 
 # ------------------------------------------------------------------------------------------------------------ findings
