@@ -50,12 +50,6 @@ def _ai_feedback(config: LabConfig) -> int:
     return ai_feedback.run(config)
 
 
-def _build_benchmark(config: LabConfig) -> int:
-    from experiments import build_benchmark
-
-    return build_benchmark.run(config)
-
-
 EXPERIMENTS: dict[str, Callable[[LabConfig], int]] = {
     "build_benchmark": _build_benchmark,
     "compare": _compare,

@@ -95,7 +95,6 @@ from lab.config.root import (
 from lab.typed import ConfigError, build, nearest, plain
 
 __all__ = [
-    "AnswersConfig", "ArmAnswers", "BackboneAnswers", "BuildingConfig", "CheckpointAnswers",
     "AILabels", "AnswerRule", "AnswersConfig", "AnyPreferences", "ArmAnswers", "ArmConfig", "BackboneAnswers",
     "BackboneConfig", "BenchmarkConfig", "BestOfNMethod", "BuildingConfig", "CandidateConfig", "CheckpointAnswers",
     "CheckpointBackbone", "CheckpointModel", "ClassifierSource", "ConfigError", "ConstitutionConfig", "ContinuedMethod",
