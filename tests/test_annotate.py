@@ -21,9 +21,12 @@ from lab.annotate.items import Item, load_items
 from lab.annotate.look import hidden, shown
 from lab.annotate.session import PAUSE, RefusedError, Session
 from lab.data.annotations import ANSWERS, FATES, Annotation, parse_annotation, settled_rows, standing
-from lab.data.jsonl import JsonlError, write_records
+from lab.data.jsonl import JsonlError, read_pairs, write_records
 from lab.data.preference_files import load_pairs
+from lab.data.sources import file_digest
 from lab.records import Pair, Prompt
+from lab.stages import pairs_file
+from lab.store import Context
 from tests.synthetic_annotations import ITEMS, NOON, Sitting, answer, parsed, undo, write
 
 Row = Mapping[str, Any]
@@ -341,6 +344,21 @@ def test_what_was_pressed_is_what_is_trained_on(tmp_path: Path) -> None:
     assert [(pair.prompt.text, pair.chosen, pair.rejected) for pair in loaded.pairs] == [
         (f"Q {text}", text, f"{text}!") for text in strange
     ]
+
+
+def test_the_stage_accounts_for_every_answer(tmp_path: Path) -> None:
+    rows = [answer(n, "good", swap=n % 2 == 0) for n in range(30)] + [answer(30, "tie"), answer(31, "good"), undo(31)]
+    path = write(tmp_path / "a.jsonl", [*rows, *(answer(n, "good", "ben") for n in range(5))])
+    context = Context(key="k", seed_root="s", scratch=tmp_path / "scratch", resources={"path": str(path)})
+    config = {"format": "annotations", "held_out": 0.25, "limit": 0, "seed": 0, "max_characters": 0, "drop": []}
+    (tmp_path / "out").mkdir()
+    pairs_file.run({**config, "digest": file_digest(path)}, {}, tmp_path / "out", context)
+    pairs = read_pairs(tmp_path / "out" / "pairs.jsonl") + read_pairs(tmp_path / "out" / "held_out.jsonl")
+    assert {(pair.prompt.text, pair.chosen) for pair in pairs} == {(f"Q{n}", f"Good {n}") for n in range(30)}
+    card = json.loads((tmp_path / "out" / "card.json").read_text(encoding="utf-8"))
+    counts = {name: fault["count"] for name, fault in card["faults"].items() if fault["count"]}
+    assert counts == {"tie": 1, "superseded": 2, "agreeing": 5}
+    assert card["rows"] == len(pairs) + sum(counts.values())
 
 
 # ---------------------------------------------------------------- what is shown, what is refused
