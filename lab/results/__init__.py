@@ -45,7 +45,10 @@ def load(name: str | Path, table: str = "table", root: str | Path | None = None)
 
     FileNotFoundError naming what there is, for an unknown result or table.
     """
-    known = _readers(folder(name, root))
+    csv = folder(name, root) / f"{table}.csv"
+    if csv.exists():  # the common case, without reading the JSON files
+        return pd.read_csv(csv)
+    known = _readers(csv.parent)
     if table not in known:
         raise FileNotFoundError(f"{name}: no table {table!r}{nearest(table, list(known))}; it has {', '.join(known)}")
     return known[table]()
