@@ -134,12 +134,13 @@ def places(graph: PipelineGraph) -> list[Place]:
 
 
 def paid_by(point: StagePoint) -> str:
-    """The kind of the reward that a stage is paid with; "preferences" where pairs are learned from directly; "" for
-    demonstrations."""
+    """The kind of the reward that a stage is paid with, else what it learns from (``lab.tables.pipelines.Place``)."""
     assert point.config is not None  # no stage has ended at the start
     if point.config.reward is not None:
         return point.config.reward.kind
-    return "preferences" if point.config.method.kind in ("direct", "unpaired") else ""
+    return {"direct": "preferences", "unpaired": "preferences", "rejection": "samples"}.get(
+        point.config.method.kind, ""
+    )
 
 
 def contrasts(config: LabConfig, graph: PipelineGraph) -> list[Contrast]:
@@ -173,7 +174,11 @@ def ledger(graph: PipelineGraph, store: Store, point: StagePoint) -> Ledger:
     total = Ledger(tuning_trials=trials)
     for step in graph.spent_on(point.policy):
         manifest = store.manifest(step.key)
-        total += dataclasses.replace(Ledger(**manifest["ledger"]), wall_seconds=manifest["duration_seconds"])
+        spent = dataclasses.replace(Ledger(**manifest["ledger"]), wall_seconds=manifest["duration_seconds"])
+        own_samples = "data" in step.inputs and step.inputs["data"].kind == "rejection"
+        if step.kind == "data" or own_samples:  # what was written but not used, and what no person wrote
+            spent = dataclasses.replace(spent, demonstrations=0)
+        total += spent
     return total
 
 

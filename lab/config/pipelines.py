@@ -61,7 +61,7 @@ class PipelineConfig:
     """``stages`` in order, gone through ``rounds`` times.
 
     Over several rounds the budget stays that of one: each gets its share of ``preferences.pairs`` for its fresh pools,
-    and of the rollouts of its online stages (at least one each). against: "PIPELINE" or "PIPELINE.STAGE", of the same
+    of the rollouts of its online stages (at least one each), and of the steps of warm-up. against: "PIPELINE" or "PIPELINE.STAGE", of the same
     budget, whose policy the last one of this pipeline is compared with; empty: none.
     """
 

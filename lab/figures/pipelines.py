@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lab.figures.labels import inches
 from lab.figures.page import Page, empty
@@ -29,8 +30,10 @@ from lab.tables import UNVERIFIABLE, VERIFIABLE
 from lab.tables.pipelines import Pipelines
 
 ROW = 0.15
+BOLD = 1.13
+"""How much wider bold text is."""
 PANELS = ((VERIFIABLE, "gold, verifiable domains"), (UNVERIFIABLE, "gold, the other domains"))
-PAID = {"verifier": (GREEN, "v"), "preferences": (BLUE, "s"), "": (BLACK, "D")}
+PAID = {"verifier": (GREEN, "v"), "preferences": (BLUE, "s"), "samples": (BLACK, "D"), "": (GREY, "o")}
 """Colour and marker by what pays a stage; any other reward is a model."""
 MODEL, GOLD = (VERMILION, "<"), (ORANGE, "*")
 NUMBERS = (("labels", "preference_labels"), ("verifier calls", "verifier_calls"), ("FLOPs", "total_flops"))
@@ -58,7 +61,7 @@ def pipelines_figure(found: Pipelines, *, note: str | None = None) -> Figure:
     )
     with paper():
         page = Page.of(len(rows), caption, note, per_row=ROW, above=0.42, below=0.3)
-        left = 0.1 + max(inches(label, SMALL + (0.5 if header else 0)) for _, _, label, header in rows)
+        left = 0.14 + max(inches(label, SMALL) * (BOLD if header else 1) for _, _, label, header in rows)
         widths = [max(inches(title, SMALL), 0.4) + 0.1 for title, _ in NUMBERS]
         room = WIDTH_INCHES - left - 0.12 - sum(widths)
         wide = (room - 0.15 * (len(shown) - 1)) / len(shown)
@@ -91,12 +94,14 @@ def _panel(axes: Axes, table: pd.DataFrame, rows: list[tuple[str, int, str, bool
         return
     by_arm = table.drop_duplicates("arm").set_index("arm")
     by_stage = table.set_index(["pipeline", "number"])
-    for _, start in table[table.pipeline == ""].iterrows():
+    starts = table[table.pipeline == ""].sort_values("gold")
+    for place, (_, start) in enumerate(starts.iterrows()):
         style: Any = "-" if start.arm == "sft" else (0, (1, 1.6))
         axes.axvline(start.gold, color=GREY, linewidth=0.7, linestyle=style, zorder=1)
+        leftmost = place == 0 and len(starts) > 1
         axes.annotate(
-            str(start.label), (start.gold, 1), xycoords=("data", "axes fraction"), xytext=(0, 1),
-            textcoords="offset points", ha="center", va="bottom", size=SMALL, color=GREY,
+            str(start.label), (start.gold, -0.35), xytext=(-2 if leftmost else 2, 0), textcoords="offset points",
+            ha="right" if leftmost else "left", va="center", size=SMALL, color=GREY,
         )  # fmt: skip
     for y, (pipeline, number, _, header) in enumerate(rows):
         if header:
@@ -111,6 +116,7 @@ def _panel(axes: Axes, table: pd.DataFrame, rows: list[tuple[str, int, str, bool
         axes.plot([line.gold_low, line.gold_high], [y, y], color=color, linewidth=1.0, zorder=3)
         axes.plot([line.gold], [y], color=color, marker=marker, markersize=4.2, zorder=4)
     axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_yticks([])
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.06)
@@ -152,13 +158,14 @@ def _numbers(
 
 def _legend(page: Page, stages: pd.DataFrame) -> None:
     """What pays, as coloured words above the panels."""
-    words: Mapping[str, str] = {"": "demonstrations", "preferences": "preferences directly", "verifier": "a verifier"}
+    words = {"": "demonstrations", "samples": "own samples", "preferences": "preferences directly",
+             "verifier": "a verifier", "gold": "the truth"}  # fmt: skip
     kinds = list(dict.fromkeys(str(kind) for kind in stages.paid_by))
     said: dict[tuple[str, str], str] = {}
     for kind in kinds:
-        said.setdefault(_style(kind), words.get(kind, "the truth" if kind == "gold" else "a reward model"))
+        said.setdefault(_style(kind), words.get(kind, "a reward model"))
     bottom, height = page.rows[0]
     x, y = 0.1, (bottom + height + 0.3) / page.height
     for (color, marker), text in said.items():
         page.fig.text(x / WIDTH_INCHES, y, text, color=color, size=SMALL, va="center", weight="bold")
-        x += inches(text, SMALL) * 1.12 + 0.15
+        x += inches(text, SMALL) * BOLD + 0.15

@@ -12,12 +12,15 @@ from typing import Any, Literal
 
 from lab.config import (
     ArmConfig,
+    DirectMethod,
     LabConfig,
+    MethodConfig,
     NoMethod,
     OnlineMethod,
     PipelineConfig,
     SimpleSource,
     StageConfig,
+    UnpairedMethod,
 )
 from lab.graph.arms import Arms
 from lab.graph.rewards import Rewards
@@ -138,9 +141,7 @@ class _Walk:
         before, label, said = self.points[-1], stage.label, name
         if self.pipeline.rounds > 1:
             label, said = f"{stage.label}, round {turn + 1}", f"{name}.{turn + 1}"
-        method = stage.method
-        if isinstance(method, OnlineMethod):
-            method = replace(method, steps=max(1, share(method.steps, self.pipeline.rounds, turn)))
+        method = _of_round(stage.method, self.pipeline.rounds, turn)
         arm = ArmConfig(f"{self.pipeline.label}: {label}", "without", method, stage.reward)
         rewards = self.tools.rewards
         if stage.pairs != "shared":
@@ -169,6 +170,16 @@ class _Walk:
             view.pairs = shared.step("pairs_union", {}, inputs, f"{total:,} pairs of {len(self.pools)} pools")
         view.preferences = replace(preferences, pairs=total)
         return view
+
+
+def _of_round(method: MethodConfig, rounds: int, turn: int) -> MethodConfig:
+    """The method with its share of rollouts, at least one, and of the warm-up, which else would come in every round."""
+    if rounds == 1 or not isinstance(method, DirectMethod | UnpairedMethod | OnlineMethod):
+        return method
+    method = replace(method, warmup_steps=share(method.warmup_steps, rounds, turn))
+    if isinstance(method, OnlineMethod):
+        method = replace(method, steps=max(1, share(method.steps, rounds, turn)))
+    return method
 
 
 def resampled(pairs: Step, policy: Step, count: int, seed: int) -> Step:
@@ -201,7 +212,7 @@ def pool_pairs(pool: Step) -> int:
 
 
 def _named(points: list[StagePoint]) -> list[StagePoint]:
-    """The points with ``arm``: the name of the stage, with the pipeline's where another policy has that name."""
+    """The points with ``arm``: what their rows say, with the pipeline's name where another policy's rows say that."""
     evaluations: dict[tuple[str, int], list[str]] = {}
     for point in points:
         evaluations.setdefault((point.pipeline, point.number), []).append(point.evaluation.key)
@@ -210,6 +221,7 @@ def _named(points: list[StagePoint]) -> list[StagePoint]:
     for point in points:
         same = tuple(dict.fromkeys(evaluations[point.pipeline, point.number]))
         if same not in names:
-            names[same] = point.name if point.name not in names.values() else f"{point.pipeline}.{point.name}"
+            own = str(point.evaluation.config["arm"])
+            names[same] = own if own not in names.values() else f"{point.pipeline}.{point.name}"
         named.append(replace(point, arm=names[same]))
     return named

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lab.stats import Floats, HierarchicalBootstrap, Interval, interval_columns
@@ -23,7 +22,7 @@ class Place:
     """A line of the table: the policy after stage ``number`` of a pipeline, or (pipeline "") where pipelines start.
 
     ``arm``: the rows' name for it; ``before``: that of the policy the stage started from; ``paid_by``: the kind of its
-    reward, "preferences" for direct alignment, "" for supervised training.
+    reward, "preferences" for direct alignment, "samples" for rejection sampling, "" for further demonstrations.
     """
 
     pipeline: str
@@ -207,9 +206,3 @@ def _said(direction: int) -> str:
 
 def _signed(line: pd.Series) -> str:
     return f"{line.gold_change:+.3f} [{line.gold_change_low:+.3f}, {line.gold_change_high:+.3f}]"
-
-
-def stage_lines(found: Pipelines, part: str = ALL) -> pd.DataFrame:
-    """The lines of ``found.table`` of one domain or aggregate, in the order of the table; NaN counts as 0 seeds."""
-    own = found.table[found.table.domain == part]
-    return own.assign(n_seeds=np.nan_to_num(own.n_seeds.to_numpy(dtype=float)).astype(int))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lab.tables.cells import in_order
 from lab.tables.comparison import ALL, UNVERIFIABLE, VERIFIABLE
-from lab.tables.pipelines import Pipelines, rlvr_claim, stage_lines
+from lab.tables.pipelines import Pipelines, rlvr_claim
 from lab.tables.writing import csv_bytes, json_bytes, markdown_table, records, write_bytes
 
 TABLES = "pipelines.tables.json"
@@ -81,8 +81,8 @@ def caption(found: Pipelines) -> str:
     """What the numbers are."""
     return (
         f"[gold after each stage, {found.level:.0%} bootstrap intervals over policy seeds and prompts; means over "
-        "domains are unweighted. KL is from SFT for all, also for what starts from the base. Costs are cumulative means over "
-        "seeds: all that the policy needed, the base's pretraining left out]"
+        "domains are unweighted. KL is from SFT for all, also for what starts from the base. Costs are cumulative, "
+        "means over seeds: all that the policy needed, the base's pretraining left out; demonstrations are people's]"
     )
 
 
@@ -90,12 +90,12 @@ def compact(found: Pipelines, intervals: bool = True) -> tuple[list[str], list[l
     """Header and a line a stage: gold by domain and in groups, distance, and what had been spent."""
     domains = in_order(set(found.table.domain) - {ALL, VERIFIABLE, UNVERIFIABLE})
     groups = [name for name in (VERIFIABLE, UNVERIFIABLE) if (found.table.domain == name).any()]
-    by_key = found.table.set_index(["pipeline", "number", "arm", "domain"])
+    by_place = {key: own.set_index("domain") for key, own in found.table.groupby(["pipeline", "number", "arm"])}
     head = ["pipeline", "after", "seeds", "gold", "Δ SFT", *groups, *domains, "pass@1", "KL, nats"]
     head += ["labels", "verifier calls", "demonstrations", "generated tokens", "FLOPs"]
     body, said = [], False
-    for _, line in stage_lines(found).iterrows():
-        own = by_key.loc[line.pipeline, line.number, line.arm]
+    for _, line in found.table[found.table.domain == ALL].iterrows():
+        own = by_place[line.pipeline, line.number, line.arm]
         cells = [line.pipeline_label, line.label, f"{line.n_seeds} of {line.n_expected}"]
         cells += [_with_interval(line, "gold"), _with_interval(line, "gold_delta", "+.3f")]
         for name in [*groups, *domains]:
