@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -166,6 +165,6 @@ def _legend(page: Page, stages: pd.DataFrame) -> None:
         said.setdefault(_style(kind), words.get(kind, "a reward model"))
     bottom, height = page.rows[0]
     x, y = 0.1, (bottom + height + 0.3) / page.height
-    for (color, marker), text in said.items():
+    for (color, _marker), text in said.items():
         page.fig.text(x / WIDTH_INCHES, y, text, color=color, size=SMALL, va="center", weight="bold")
         x += inches(text, SMALL) * BOLD + 0.15
