@@ -113,8 +113,10 @@ def pays(line: Mapping[str, Any]) -> str:
 
 def best(line: Mapping[str, Any]) -> str:
     """The way with the most gold, whether surely so or not."""
+    if pays(line) == "not measured":
+        return "–"
     known = {name: line[name] for name in NAMES if not pd.isna(line[name])}
-    return NAMES[max(known, key=lambda name: known[name])] if known else "–"
+    return NAMES[max(known, key=lambda name: known[name])]
 
 
 answers = POINTS.assign(pays=[pays(line) for line in POINTS.to_dict("records")])
@@ -145,13 +147,28 @@ say(*sentences) if sentences else say("Not measured: no curve has two points.")
 # %%
 effects = {(line["effect"], line["within"]): line for line in QUALITY["effects"].to_dict("records")}
 if effects:
-    data, algorithm, gap = (
-        effects[key] for key in (("data", "mean"), ("algorithm", "mean"), ("data - algorithm", "sizes"))
+    data, algorithm, gap, extremes = (
+        effects[key]
+        for key in (
+            ("data", "mean"),
+            ("algorithm", "mean"),
+            ("data - algorithm", "sizes"),
+            ("data - algorithm", "extremes"),
+        )
     )
     answer = {"data": "On data", "algorithm": "On the algorithm", "open": "That is open"}[gap["verdict"]]
+    within = [
+        f"{interval(line, 'value')} within {place}"
+        for (effect, place), line in effects.items()
+        if effect == "algorithm" and place != "mean"
+    ]
+    always = "so in every case" if extremes["verdict"] == "data" else "not surely in every case"
     say(
-        f"{answer}: the better preset is worth {interval(data, 'value')} gold, PPO with a reward model instead of DPO "
-        f"{interval(algorithm, 'value')}; the size of the first less that of the second is {interval(gap, 'value')}.",
+        f"{answer}, on average: the better preset is worth {interval(data, 'value')} gold, PPO with a reward model "
+        f"instead of DPO {interval(algorithm, 'value')}; the size of the first less that of the second is "
+        f"{interval(gap, 'value')}.",
+        f"The algorithm is worth {' and '.join(within)}; data's smaller effect less the algorithm's larger one is "
+        f"{interval(extremes, 'value')}: {always}.",
     )
 else:
     say("Not measured: a preset is missing.")
@@ -188,11 +205,18 @@ measured = answers[answers.pays != "not measured"]
 yes, no = measured[measured.pays == "yes"], measured[measured.pays == "no"]
 advice = []
 if len(yes) and len(no):
-    advice.append(
-        f"**It depends on your labels.** It paid where they agreed with gold in {yes.agreement.min():.0%} to "
-        f"{yes.agreement.max():.0%} of pairs, and did not where they agreed in {no.agreement.min():.0%} to "
-        f"{no.agreement.max():.0%}."
-    )
+    advice.append(f"**It depends.** It surely paid at {len(yes)} of {len(measured)} points, surely not at {len(no)}.")
+    clean, dirty = yes.agreement.dropna(), no.agreement.dropna()
+    if len(clean) and len(dirty):
+        how = "agreement with gold alone does not tell these points apart"
+        if clean.min() > dirty.max():
+            how = "it paid where labels are cleaner"
+        elif clean.max() < dirty.min():
+            how = "it paid where labels are noisier"
+        advice.append(
+            f"Of your labels' agreement with gold: {how} (paid: {clean.min():.0%} to {clean.max():.0%}; did not: "
+            f"{dirty.min():.0%} to {dirty.max():.0%})."
+        )
 elif len(yes):
     advice.append(f"**Yes**, at every point that answers ({len(yes)} of {len(measured)}).")
 elif len(no):

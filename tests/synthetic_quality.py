@@ -69,24 +69,19 @@ def rows(quality: str, seeds: Sequence[int], n_prompts: int = 12, noise: float =
     dpo, ppo = gains(quality)
     runs = [("sft", seeds[0], 0.0, ""), *(("ppo_verifier", seed, RLVR_GAIN, "") for seed in seeds)]
     runs += [(arm, seed, gain, quality) for arm, gain in (("dpo", dpo), ("ppo_rm", ppo)) for seed in seeds]
-    blocks = []
+    keys, golds = [], []
     for arm, seed, gain, own in runs:
         for domain, base in level.items():
             rng = np.random.default_rng(derive_seed("synthetic quality answers", own, arm, seed, domain))
-            gold = base + gain + noise * rng.normal(0, 0.5) + rng.normal(0, noise, n_prompts)
-            blocks.append(_block(arm, seed, domain, gold))
-    return pd.concat(blocks, ignore_index=True)
-
-
-def _block(arm: str, seed: int, domain: str, gold: np.ndarray) -> pd.DataFrame:
+            golds.append(base + gain + noise * rng.normal(0, 0.5) + rng.normal(0, noise, n_prompts))
+            keys += [(arm, seed, domain, f"{domain}-{i:03d}") for i in range(n_prompts)]
     values: Mapping[str, Any] = {
-        "arm": arm, "seed": seed, "run": f"{arm}-{seed}", "step": 40, "final": True, "decode": "sampled",
-        "prompt_id": [f"{domain}-{i:03d}" for i in range(len(gold))], "domain": domain, "level": 1, "sample": 0,
-        "completion": "x", "gold": gold, "kl_nats": 0.0, "length": 5, "truncated": False, "training_flops": 0.0,
-        "generated_tokens": 0,
+        **dict(zip(("arm", "seed", "domain", "prompt_id"), zip(*keys, strict=True), strict=True)),
+        "gold": np.concatenate(golds), "run": [f"{arm}-{seed}" for arm, seed, *_ in keys], "step": 40, "final": True,
+        "decode": "sampled", "level": 1, "sample": 0, "completion": "x", "kl_nats": 0.0, "length": 5,
+        "truncated": False, "training_flops": 0.0, "generated_tokens": 0,
     }  # fmt: skip
-    frame = pd.DataFrame(values)
-    return frame.reindex(columns=[field.name for field in dataclasses.fields(EvalRow)])
+    return pd.DataFrame(values).reindex(columns=[field.name for field in dataclasses.fields(EvalRow)])
 
 
 def points(

@@ -99,7 +99,7 @@ def test_crossings_in_words() -> None:
 
 @pytest.fixture(scope="module")
 def whole() -> Quality:
-    return quality_sweep(*synthetic_quality.points((0, 1, 2, 3)), resamples=100)
+    return quality_sweep(*synthetic_quality.points(), resamples=100)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_known_structure_is_found_again(whole: Quality) -> None:
     assert table.dpo_delta["expert"] == pytest.approx(0.28, abs=0.02)
     assert (table.ppo - table.dpo).to_numpy() == pytest.approx(table.ppo_minus_dpo.to_numpy())
     assert (table.dpo - table.rlvr).to_numpy() == pytest.approx(table.dpo_minus_rlvr.to_numpy())
-    assert set(table.n_seeds) == {4}
+    assert set(table.n_seeds) == {5}
     said = findings(whole)
     assert "In 12 of 12 points, within its interval." in said[0]
     assert any(text.startswith("Which counts for more? Data: data +0.2") for text in said)
@@ -290,7 +290,7 @@ def words(figure: Figure) -> str:
 
 
 def test_the_figure_counts_and_names_what_is_missing(whole_figure: Figure, partial_figure: Figure) -> None:
-    assert "12 of 12 points, 4 seeds each" in words(whole_figure)
+    assert "12 of 12 points, 5 seeds each" in words(whole_figure)
     assert "Incomplete" not in words(whole_figure)
     assert "every step falls (Page's trend, p < 0.001)" in words(whole_figure)
     said = words(partial_figure)
@@ -395,7 +395,7 @@ def test_collect_writes_what_redraw_draws_again(
     redraw.redraw(kept)
     assert {path.name: path.read_bytes() for path in kept.iterdir()} == first
     (kept / "other.json").write_text(json.dumps({"figure": "other", "files": {}, "sources": {}}))
-    with pytest.raises(ValueError, match=r"other\.json: FIGURES of experiments\.redraw has no such figure"):
+    with pytest.raises(ValueError, match=r"other\.json: .*no such figure"):
         redraw.redraw(kept)
 
 

@@ -69,7 +69,12 @@ def quality_figure(found: Quality, note: str | None = None) -> Figure:
             _crossings(strip, axes, found.crossings, axis)
         _accuracy(d, found)
         _effects(page, effects)
-        titles = ("labels turned round", "number of pairs", "presets", f"reward models{_trend(found)}")
+        titles = (
+            "labels turned round",
+            f"number of pairs{_at_flips(found)}",
+            "presets",
+            f"reward models{_trend(found)}",
+        )
         for axes, letter, title in zip((a, b, c, d), "abcd", titles, strict=True):
             page.heading(axes, letter, title)
         for axes in (a, c):
@@ -280,6 +285,12 @@ def _accuracy(axes: Axes, found: Quality) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
     axes.set_ylabel("accuracy")
     _names(axes, ends)
+
+
+def _at_flips(found: Quality) -> str:
+    """What the curve over pairs holds fixed."""
+    own = on_axis(found.table, "pairs").flip_rate.dropna().unique()
+    return f", {own[0]:.0%} of labels turned round" if len(own) == 1 else ""
 
 
 def _trend(found: Quality) -> str:

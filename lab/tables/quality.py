@@ -128,15 +128,17 @@ def _golds(rows: pd.DataFrame | None, names: Sequence[str]) -> tuple[dict[str, G
     found: dict[str, Gold] = {}
     for name in names:
         own = cells[cells.quality == name]
-        gold = {family: matrices(own[own.arm == arm], columns) for family, arm in FAMILIES.items()}
+        parts = {family: own[own.arm == arm] for family, arm in FAMILIES.items()}
+        gold = {family: matrices(part, columns) for family, part in parts.items() if len(part)}
         found[name] = {family: read for family, read in gold.items() if read[0]}
     fixed: Gold = {}
     for arm in ("sft", *VERIFIERS):
         # The same policies and samples in every point: the first that has most of the seeds.
-        several = [matrices(cells[(cells.quality == n) & (cells.arm == arm)], columns) for n in names]
-        several = [read for read in several if read[0]]
-        if several:
-            fixed[arm] = max(several, key=lambda read: len(read[0]))
+        own = cells[cells.arm == arm]
+        if len(own):
+            counts = own.groupby("quality").seed.nunique()
+            name = max((name for name in names if name in counts), key=lambda name: counts[name])
+            fixed[arm] = matrices(own[own.quality == name], columns)
     if "sft" in fixed:
         fixed["sft"] = [fixed["sft"][0][0]], {d: mean_rows(own) for d, own in fixed["sft"][1].items()}
     return found, fixed
