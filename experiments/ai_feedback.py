@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import compare
-from lab.config import ContinuedMethod, FewLabels, LabConfig, NoMethod, Revisions
+from lab.config import ContinuedMethod, FewLabels, LabConfig, LabelSourceConfig, NoMethod, Revisions
 from lab.execute import Outcome, execute
 from lab.graph import FLOPS_PER_SECOND, ArmRun, Graph, build_graph, seeds_of
-from lab.plan import Plan
+from lab.plan import Plan, Step
 from lab.records import Ledger
 from lab.store import Store
 from lab.typed import ConfigError
@@ -48,6 +48,12 @@ class Branch:
         """(name in the tables, run) of the arms that this source has a part in: all but SFT."""
         return [(f"{run.arm}.{self.source}", run) for run in self.graph.runs if self._takes_part(run.arm)]
 
+    @property
+    def steps(self) -> list[Step]:
+        """What the tables are made from: the labels, and every arm that this source has a part in."""
+        card = [self.graph.card] if self.graph.card is not None else []
+        return [self.graph.pairs, *card, *(run.evaluation for _, run in self.runs())]
+
     def _takes_part(self, arm: str) -> bool:
         method = self.config.arms[arm].method
         if isinstance(method, ContinuedMethod):  # on demonstrations: the same whoever labels; or on revised answers
@@ -58,10 +64,10 @@ class Branch:
 def run(config: LabConfig) -> int:
     """Print the plan (``plan=true``) or run it and write tables and figure; 0 if every run finished.
 
-    Raises ConfigError without sources of labels, if the first is not the pool as it is, or if ``feedback`` is set too.
+    Raises ConfigError unless exactly one source is the pool as it is, and if ``feedback`` is set too.
     """
     found, store = branches(config), Store(Path(config.run.store))
-    plan = Plan([step for branch in found for step in branch.graph.steps])
+    plan = Plan([baseline_run(found).evaluation, *(step for branch in found for step in branch.steps)])
     if config.plan:
         print(plan.render(store, config.run.workers, FLOPS_PER_SECOND))
         return 0
@@ -83,15 +89,8 @@ def branches(config: LabConfig) -> list[Branch]:
     """A graph for every source and seed; what they share is the same steps. Raises ConfigError as ``run``."""
     if config.feedback is not None:
         raise ConfigError("feedback: this experiment has its own in label_sources; expected null")
-    if not config.label_sources:
-        raise ConfigError("label_sources: there are none to compare")
-    first = next(iter(config.label_sources))
-    if config.label_sources[first].feedback is not None:
-        raise ConfigError(
-            f"label_sources.{first}.feedback: the first source is the pool's own annotator; expected null"
-        )
     found = []
-    for name, source in config.label_sources.items():
+    for name, source in ordered(config).items():
         for seed in range(config.first_seed, config.first_seed + config.seeds):
             feedback = source.feedback
             if feedback is not None and not isinstance(feedback, FewLabels):
@@ -101,18 +100,32 @@ def branches(config: LabConfig) -> list[Branch]:
     return found
 
 
+def baseline_run(found: list[Branch]) -> ArmRun:
+    """The SFT checkpoint's own run, which is one for all sources."""
+    arms = found[0].config.arms
+    return next(run for run in found[0].graph.runs if isinstance(arms[run.arm].method, NoMethod))
+
+
+def ordered(config: LabConfig) -> dict[str, LabelSourceConfig]:
+    """The sources, the pool as it is before all others: that is what they are compared with. (Hydra puts first what a
+    defaults list brings in.) ConfigError unless exactly one source is the pool as it is."""
+    plain = [name for name, source in config.label_sources.items() if source.feedback is None]
+    if len(plain) != 1:
+        raise ConfigError(
+            f"label_sources: expected one without feedback, the pool's own annotator, got {plain or 'none'}"
+        )
+    return {plain[0]: config.label_sources[plain[0]], **config.label_sources}
+
+
 def report(config: LabConfig, found: list[Branch], store: Store, outcome: Outcome) -> int:
     """Rows, tables and figure of what was built, and the table on the terminal; 0 if nothing is missing."""
     from lab.tables.ai_feedback import TABLES, terminal, write
 
     folder = Path(config.run.results)
     folder.mkdir(parents=True, exist_ok=True)
-    baseline = next(name for name, arm in config.arms.items() if isinstance(arm.method, NoMethod))
-    start = next(run for run in found[0].graph.runs if run.arm == baseline)
+    start = baseline_run(found)
     if not store.has(start.evaluation.key):
-        print(
-            f"no table: the arm {baseline!r}, from which all differences are measured, did not finish", file=sys.stderr
-        )
+        print(f"no table: {start.arm!r}, from which all differences are measured, did not finish", file=sys.stderr)
         return 1
     tables, paths = tabulate(config, found, store, outcome, folder)
     paths += write(tables, folder)
@@ -138,8 +151,8 @@ def tabulate(
     from lab.tables import compare as compare_arms
     from lab.tables.ai_feedback import feedback_tables
 
-    baseline = next(name for name, arm in config.arms.items() if isinstance(arm.method, NoMethod))
-    start = next(run for run in found[0].graph.runs if run.arm == baseline)
+    start = baseline_run(found)
+    baseline = start.arm
     built = [(branch, name, run) for branch in found for name, run in branch.runs() if store.has(run.evaluation.key)]
     assert_comparable(
         {f"{name}, seed {run.seed}": compare.provenance(branch.graph, store, run) for branch, name, run in built}
@@ -176,7 +189,7 @@ def tabulate(
         compared,
         rows,
         names,
-        labels={name: source.label for name, source in config.label_sources.items()},
+        labels={name: source.label for name, source in ordered(config).items()},
         arms={name: arm.label for name, arm in config.arms.items()},
         cards=[one for branch in found for one in cards(branch, store)],
         revised=[one for branch in found for one in revisions(branch, store)],

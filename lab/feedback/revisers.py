@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lab.config import Principle
 from lab.feedback.constitution import critique_messages, revision_messages, without_tokens
@@ -92,19 +93,30 @@ class WorldReviserBackend(_Sampler):
         """Verdict and revision in one continuation."""
         ids = revision_ids(self.tokenizer, self.markers, prompts, drafts, [one.attribute for one in principles])
         found = self._sample(ids, seeds, 256)
-        return [self.reading(*one, draft) for one, draft in zip(found, drafts, strict=True)]
+        return [
+            read_revision(self.tokenizer, self.markers, *one, draft) for one, draft in zip(found, drafts, strict=True)
+        ]
 
-    def reading(self, ids: Sequence[int], truncated: bool, draft: Completion) -> Revision:
-        """What a continuation (its end left out) says about a draft."""
-        verdict = ids[0] if ids else None
-        if verdict == self.markers.meets and len(ids) == 1 and not truncated:
-            return Revision("meets", draft.text, draft.truncated, "kept")
-        first = min(vars(self.markers).values())
-        words = list(ids[1:])
-        if verdict != self.markers.breaks or not words or max(words) >= first:
-            return Revision("", draft.text, draft.truncated, "unusable")
-        (text,) = decode_completions(self.tokenizer, [words])
-        return Revision("breaks", text, truncated, "revised")
+
+def read_revision(
+    tokenizer: PreTrainedTokenizerBase,
+    markers: RevisionMarkers,
+    ids: Sequence[int],
+    truncated: bool,
+    draft: Completion,
+) -> Revision:
+    """What a continuation of the world's reviser (its end left out) says about a draft.
+
+    ``meets`` and nothing more keeps the draft; ``breaks`` and words without a further marker revise it.
+    """
+    verdict = ids[0] if ids else None
+    if verdict == markers.meets and len(ids) == 1 and not truncated:
+        return Revision("meets", draft.text, draft.truncated, "kept")
+    words = list(ids[1:])
+    if verdict != markers.breaks or not words or max(words) >= min(vars(markers).values()):
+        return Revision("", draft.text, draft.truncated, "unusable")
+    (text,) = decode_completions(tokenizer, [words])
+    return Revision("breaks", text, truncated, "revised")
 
 
 class WrittenReviserBackend(_Sampler):

@@ -33,8 +33,8 @@ def feedback_figure(found: Feedback, note: str | None = None) -> Figure:
     revised = len(found.rounds) > 0
     caption = (
         f"Labels: share of pairs that gold decides, Wilson's 95% intervals (over seeds: from the lowest to the highest "
-        f"end); grey dots: domains. Gold gained: over SFT, {found.level:.0%} bootstrap intervals over seeds and prompts; "
-        "filled: differs from the same arm on the first row's labels (its paired interval leaves out 0)."
+        f"end); grey dots: domains. Gold gained: over SFT, {found.level:.0%} bootstrap intervals over seeds and "
+        "prompts; filled: differs from the same arm on the first row's labels (its paired interval leaves out 0)."
     )
     if revised:
         caption += " Revisions: a line or dot a seed, bootstrap intervals over prompts."

@@ -1,4 +1,4 @@
-"""Sources of labels side by side: what their labels are worth, what they cost, what a policy makes of them. No torch."""
+"""Sources of labels side by side: what their labels are worth and cost, and what a policy makes of them. No torch."""
 
 from __future__ import annotations
 
@@ -129,9 +129,9 @@ def _arm_table(
     lines = [{"arm": compared.baseline, "arm_label": arms[compared.baseline], "source": "", "label": ""}]
     lines += [
         {"arm": arm, "arm_label": arms[arm], "source": source, "label": labels[source]}
-        for source, arm in sorted(
-            names.values(), key=lambda one: (list(arms).index(one[1]), list(labels).index(one[0]))
-        )
+        for arm in arms
+        for source in labels
+        if (source, arm) in names.values()
     ]
     for line in lines:
         name = f"{line['arm']}.{line['source']}" if line["source"] else line["arm"]
@@ -311,9 +311,9 @@ def caption(found: Feedback) -> str:
     """Under the table of arms."""
     first = found.quality.label.iloc[0]
     return (
-        f"[{found.level:.0%} bootstrap intervals over policy seeds and prompts; differences paired by prompt, Δ {first}: "
-        "from the same arm on those labels; labels: of the annotator, those that a judge learnt from among them; means "
-        "over seeds]"
+        f"[{found.level:.0%} bootstrap intervals over policy seeds and prompts; differences paired by prompt; "
+        f"Δ {first}: from the same arm on those labels; labels: of the annotator, those that a judge learnt from among "
+        "them; means over seeds]"
     )
 
 
