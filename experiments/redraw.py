@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import ai_feedback, overoptimisation, reward_models
+from experiments import ai_feedback, overoptimisation, pipelines, reward_models
 from experiments.data_quality import NAME as DATA_QUALITY
 from experiments.rm_size import LEARNING
 from experiments.rm_size import NAME as RM_SIZE
@@ -28,6 +28,7 @@ from lab.figures.sweep import size_figure
 from lab.tables import ai_feedback as ai_feedback_tables
 from lab.tables import quality_text, reward_models_text
 from lab.tables.overoptimisation_text import TABLES as OVEROPTIMISATION
+from lab.tables.pipelines_text import TABLES as PIPELINES
 
 KEPT = Path(__file__).parent / "results"
 
@@ -78,6 +79,10 @@ def _of_reward_models(name: str, *texts: str) -> Drawing:
     return Drawing(reward_models_text.TABLES, draw, (f"{name}.csv", *texts))
 
 
+def _pipelines(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
+    return pipelines.drawings()["pipelines"](found, sources)
+
+
 FIGURES: Mapping[str, Drawing] = {
     ai_feedback.NAME: Drawing(ai_feedback_tables.TABLES, ai_feedback.drawing, ("ai_feedback.md", "ai_feedback.csv", "labels.csv")),
     "headline": Drawing("summary.json", _headline),
@@ -88,6 +93,7 @@ FIGURES: Mapping[str, Drawing] = {
     ),
     "overoptimisation": _of_overoptimisation("overoptimisation", "curves.csv", "fits.csv", "contrasts.csv"),
     "monitor": _of_overoptimisation("monitor", "monitor_runs.csv"),
+    "pipelines": Drawing(PIPELINES, _pipelines, ("changes.csv", "contrasts.csv")),
     "kinds": _of_reward_models("kinds", "kinds.md", "benchmark.csv", "benchmark_tests.csv"),
     "best_of_n": _of_reward_models("best_of_n", "voting.csv"),
     "association": _of_reward_models("association"),

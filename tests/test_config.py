@@ -92,6 +92,8 @@ def needed(path: Path, tmp_path: Path) -> list[str]:
         return [f"preferences={name}", f"preferences.path={tmp_path / 'rows.jsonl'}"]
     if (group, name) == ("preferences", "file"):
         return [f"preferences={name}", f"preferences.path={tmp_path / 'rows.jsonl'}", "preferences.format=pairs"]
+    if group == "pipeline":
+        return ["experiment=pipelines", f"+pipeline@pipelines.one={name}", "pipelines.one.label=one"]
     return [f"{group}={name}"]
 
 
@@ -126,6 +128,7 @@ def test_every_method_and_every_reward_composes_and_builds(tmp_path: Path, monke
     expected = {"none": "none", "sft_continued": "supervised", "best_of_n": "best_of_n"}
     expected |= dict.fromkeys(("dpo", "hinge", "ipo", "robust_dpo"), "direct")
     expected |= dict.fromkeys(("ppo", "grpo", "rloo"), "online")
+    expected |= {"length_normalised_dpo": "direct", "kto": "unpaired", "rejection": "rejection"}
     assert {name: kinds[name] for name in expected} == expected
 
 
