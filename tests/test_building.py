@@ -599,7 +599,7 @@ def jsonl(folder: Path) -> tuple[Path, Path, Path]:
 def test_the_whole_experiment_on_files(config: LabConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts, answers, trained = jsonl(tmp_path)
     own = changed(config, prompts=str(prompts), completions=str(answers), against=(str(trained),), near_duplicates=1.0)
-    where = {"store": str(tmp_path / "store"), "results": str(tmp_path / "results"), "resamples": 50}
+    where: dict[str, Any] = {"store": str(tmp_path / "store"), "results": str(tmp_path / "results"), "resamples": 50}
     own = dataclasses.replace(own, run=dataclasses.replace(config.run, **where))
     graph, store = build_building_graph(own), Store(tmp_path / "store")
     assert "build_benchmark.judge" in graph.left_out
