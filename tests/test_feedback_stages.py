@@ -64,7 +64,9 @@ def pool(tmp_path: Path) -> Path:
     manifest(folder, preference_labels=10, generated_tokens=200, sampling_flops=5.0)
     rng = random.Random(3)
     prompts = world_prompts("preference", 10, 0, distinct=False)
-    samples = [(p, Completion(p.id, n, f"{demonstrate(rng, p, SFT)} {n}", 4)) for p in prompts for n in range(2)]
+    samples = [
+        (p, Completion(p.id, n, f"{demonstrate(rng, p, SFT)}{' um now' * n}", 4)) for p in prompts for n in range(2)
+    ]
     write_samples(folder / "samples.jsonl", samples)
     answers = [samples[2 * n : 2 * n + 2] for n in range(10)]
     pairs = [Pair(p, a.text, b.text, "expert", strength=1.0) for (p, a), (_, b) in answers]
@@ -98,7 +100,7 @@ class Planted:
 
     def compare(self, prompts: Sequence[Prompt], first: Sequence[Completion], second: Sequence[Completion]) -> Any:
         self.asked += len(prompts)
-        odds = [self.bias + math.copysign(1.0, len(a.text) - len(b.text)) for a, b in zip(first, second, strict=True)]
+        odds = [self.bias + np.sign(len(a.text) - len(b.text)) for a, b in zip(first, second, strict=True)]
         rows = np.array([[value, 0.0] for value in odds])
         rows[[prompt.id in self.silent for prompt in prompts]] = np.nan
         return rows
@@ -120,6 +122,7 @@ def test_a_judge_labels_the_same_pairs_and_its_card_says_what_they_are_worth(
     pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = read_pairs(pool / "pairs.jsonl")
+    assert all(len(one.chosen) != len(one.rejected) for one in before)
     silent = frozenset([before[4].prompt.id])
     manifest(tmp_path / "judge", training_flops=100.0)
     manifest(tmp_path / "taught", preference_labels=3)

@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 LEAST, MOST = 1e-6, 1 - 1e-6
 """A judge's probabilities are taken no nearer to certainty: a strength is finite."""
+UNDECIDED = 1e-9
+"""As near to 1/2 as this a judge is undecided: what is left is rounding of the mean over orders."""
 
 
 def share(wins: Mask, of: Mask, level: float = 0.95) -> dict[str, Any]:
@@ -35,18 +37,23 @@ def strength(first_N: Floats) -> Floats:
     return np.abs(np.log(kept) - np.log1p(-kept))
 
 
+def verdict(first_N: Floats) -> tuple[Mask, Mask]:
+    """(decided, ahead), each (N,): whether a judge says anything, and whether that is "the first"."""
+    return np.abs(first_N - 0.5) > UNDECIDED, first_N > 0.5  # NaN is neither
+
+
 def relabel(pairs: Sequence[Pair], first_N: Floats, annotator: str) -> list[Pair]:
     """The pairs as a judge states them. ``first_N``: P(the chosen side is better), averaged over both orders.
 
-    A pair without a verdict (NaN) and one on which the judge is exactly undecided is dropped: what the earlier label
+    A pair without a verdict (NaN) and one on which the judge is undecided is dropped: what the earlier label
     said must not leak into the new one.
     """
     labelled = []
-    for pair, p, log_odds in zip(pairs, first_N, strength(first_N), strict=True):
-        if not (p > 0.5 or p < 0.5):  # NaN is neither
+    for pair, decided, ahead, log_odds in zip(pairs, *verdict(first_N), strength(first_N), strict=True):
+        if not decided:
             continue
         better = (pair.chosen, pair.chosen_truncated), (pair.rejected, pair.rejected_truncated)
-        (chosen, cut), (rejected, other_cut) = better if p > 0.5 else better[::-1]
+        (chosen, cut), (rejected, other_cut) = better if ahead else better[::-1]
         labelled.append(Pair(pair.prompt, chosen, rejected, annotator, cut, other_cut, float(log_odds)))
     return labelled
 
@@ -63,8 +70,8 @@ def label_card(
     counted and in no agreement. ``taught``: ids of prompts that the judge learnt from; ``fresh_prompts`` leaves them
     out. ``longer_chosen`` compares words, equal lengths left out; ``longer_is_better`` is the same of the truth.
     """
-    kept = (first_N > 0.5) | (first_N < 0.5)
-    ahead, decided = first_N > 0.5, kept & ~np.isnan(margins_N) & (margins_N != 0)
+    kept, ahead = verdict(first_N)
+    decided = kept & ~np.isnan(margins_N) & (margins_N != 0)
     right, before = ahead == (margins_N > 0), margins_N > 0
     domain = np.array([pair.prompt.domain for pair in pairs])
     fresh = np.array([pair.prompt.id not in taught for pair in pairs], dtype=bool)
@@ -73,7 +80,7 @@ def label_card(
     return {
         "asked": len(pairs),
         "unanswered": int(np.isnan(first_N).sum()),
-        "undecided": int((first_N == 0.5).sum()),
+        "undecided": int((~kept & ~np.isnan(first_N)).sum()),
         "pairs": int(kept.sum()),
         "ties_by_gold": int((kept & (margins_N == 0)).sum()),
         "unknown_by_gold": int((kept & np.isnan(margins_N)).sum()),
