@@ -179,9 +179,15 @@ def label_lines(cards: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for model in sorted({*models["chosen"], *models["rejected"]})
     ]
     longer = card["longer_wins_words"]
+    declared = ", ".join(card["gold_domains"])
     return [
         *lines,
         "",
+        *(
+            [f"Labels of {declared} are the truth, by declaration; the votes there are only measured."]
+            if declared
+            else []
+        ),
         f"Shares of each model among chosen / rejected: {', '.join(said)}.",
         f"The longest completion is right: {longer['any']['all']:.1%} of items put together regardless of length, "
         f"{longer['balanced']['all']:.1%} where they take turns in length (this set: {card['lengths']}).",

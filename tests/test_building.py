@@ -459,6 +459,14 @@ def test_gold_labels_only_where_that_is_declared(inputs: dict[str, Path], tmp_pa
     assert result.ledger.gold_looks == 8
 
 
+def test_gold_labels_in_the_domains_that_are_named(inputs: dict[str, Path], tmp_path: Path) -> None:
+    (_, focus), card, result = build(inputs, tmp_path / "out", gold_domains=["focus"])
+    assert focus.chosen == (RIGHT["focus"],)
+    assert card["gold_domains"] == ["focus"]
+    assert card["voters"]["focus"]["majority"]["errors"]["wrong"] == 2  # measured all the same
+    assert result.ledger.gold_looks == 4
+
+
 def test_a_prompt_must_be_hard_enough(inputs: dict[str, Path], tmp_path: Path) -> None:
     """By length the right answer of math ties with all three wrong ones (1/2); in focus, by the truth, it is longer
     than one and ties with two: (1/2 + 1/2 + 0) / 3."""
@@ -557,6 +565,7 @@ def test_the_graph_of_the_world(config: LabConfig) -> None:
     assert judges == ["judge-0.judge", "judge-1.judge", "judge-2.judge"]
     by_gold = build_building_graph(changed(config, labels="gold"))
     assert BY_GOLD not in by_gold.sets
+    assert graph.sets["built"].config["gold_domains"] == ["ties"]
     assert by_gold.sets["built"].key == graph.sets[BY_GOLD].key
     assert graph.left_out == ()
 
@@ -569,6 +578,7 @@ def test_the_graph_of_the_world(config: LabConfig) -> None:
         ({"judge": None}, "judge: missing"),
         ({"judge_right": 0.4}, "judge_wrong: expected at most judge_right"),
         ({"near_duplicates": 0.0}, "near_duplicates"),
+        ({"gold_domains": ("tie",)}, "gold_domains: 'tie' is no domain (did you mean 'ties'?)"),
         ({"per_domain": 5}, "per_domain: expected an even number"),
         ({"completions": "x.jsonl"}, "completions: belongs to"),
         ({"prompts": "missing.jsonl"}, "prompts: no such file"),
@@ -604,6 +614,7 @@ def test_the_whole_experiment_on_files(config: LabConfig, tmp_path: Path, capsys
     graph, store = build_building_graph(own), Store(tmp_path / "store")
     assert "build_benchmark.judge" in graph.left_out
     assert "candidates.bt" in graph.left_out
+    assert "build_benchmark.gold_domains" in graph.left_out
     outcome = execute(Plan(graph.steps), store, workers=0, runner="lab.stages.run_stage", offline=True, show=False)
     assert outcome.ok, outcome.summary()
     build_benchmark.report(own, graph, store)

@@ -53,7 +53,8 @@ class BuildingConfig:
     completion is right for a judge from ``judge_right`` on, of a scale from 0 to 1, and wrong below ``judge_wrong``.
     majority_share: the least share of the stated answers that makes the most frequent one the majority.
     deciders: the first group in which anybody votes decides, if its votes agree (``lab.benchmarks.building.combine``).
-    labels: "gold" takes the truth instead of the votes, where the prompts have one.
+    labels: "gold" takes the truth instead of the votes, where the prompts have one; gold_domains: only in
+    these, as people would label by hand what no vote can.
 
     lengths: "balanced" lets a domain's items take turns in the length rank of the chosen completion. difficulty: a
     reward source; only prompts stay of which it misorders at least ``min_difficulty`` of the right-wrong pairs.
@@ -69,6 +70,7 @@ class BuildingConfig:
     judge_wrong: float = 0.5
     majority_share: float = 0.3
     labels: Literal["votes", "gold"] = "votes"
+    gold_domains: Sequence[str] = ()
     lengths: Literal["any", "balanced"] = "balanced"
     min_words: int = 1
     max_words: int = 0

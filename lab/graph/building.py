@@ -24,7 +24,8 @@ from lab.graph.arms import Arms, seeds_of
 from lab.graph.rewards import Rewards, Source
 from lab.graph.shared import Shared, identity
 from lab.plan import Plan, Step
-from lab.typed import ConfigError, plain
+from lab.records import DOMAINS
+from lab.typed import ConfigError, nearest, plain
 
 BUILT, BY_GOLD, PROCEDURAL = "built", "built_by_gold", "procedural"
 """Sets that sources are put to: as configured; the same completions with true labels; the world's written items."""
@@ -88,6 +89,9 @@ def check_building(settings: BuildingConfig) -> None:
         if settings.completions is not None or settings.against:
             key = "completions" if settings.completions is not None else "against"
             raise ConfigError(f"{path}.{key}: belongs to {path}.prompts, which is null (the world's prompts)")
+        for domain in settings.gold_domains:
+            if domain not in DOMAINS:
+                raise ConfigError(f"{path}.gold_domains: {domain!r} is no domain{nearest(domain, DOMAINS)}")
         if settings.per_domain % 2:
             raise ConfigError(f"{path}.per_domain: expected an even number (Ties prompts come in pairs), got "
                               f"{settings.per_domain}")  # fmt: skip
@@ -247,6 +251,7 @@ class _Building:
         labels: str,
     ) -> Step:
         settings = self.settings
+        judges = judges if labels == "votes" else []  # nobody votes, and they are what costs time
         names = ("judge_right", "judge_wrong", "majority_share", "lengths", "min_difficulty", "seed")
         given = plain(settings)
         deciders = [[one for one in group if one != "judge" or judges] for group in plain(settings.deciders)]
@@ -259,6 +264,10 @@ class _Building:
             "difficulty": difficulty.config if difficulty else None,
             "completions": None,
         }
+        if settings.gold_domains and not self.world:
+            self.left_out.append("build_benchmark.gold_domains")
+        elif settings.gold_domains and labels == "votes":
+            config["gold_domains"] = list(settings.gold_domains)
         resources: dict[str, Any] = {}
         if settings.completions is not None:
             config["completions"] = _digest("build_benchmark.completions", settings.completions)
@@ -268,8 +277,9 @@ class _Building:
             inputs |= {f"judge-{number}.{name}": step for name, step in judge.inputs.items()}
         if difficulty is not None:
             inputs |= {f"difficulty.{name}": step for name, step in difficulty.inputs.items()}
+        who = " and ".join([*([f"{len(answers)} models"] if answers else []), *(["a file"] if resources else [])])
         return self.shared.step(
-            "benchmark_build", config, inputs, f"benchmark built from {len(answers)} models, labels by {labels}",
+            "benchmark_build", config, inputs, f"benchmark built from {who}, labels by {labels}",
             self.shared.forward(settings.per_domain * 6 * settings.samples * max(1, len(answers)) * len(judges)),
             **resources,
         )  # fmt: skip

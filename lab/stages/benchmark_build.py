@@ -60,10 +60,10 @@ class Voted:
 
 
 def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, context: Context) -> StageResult:
-    """Config: ``benchmark`` (its name; "world": the prompts are the world's), ``labels``, ``deciders``, ``judge`` and
-    ``difficulty`` (RewardConfigs or None), ``judge_right``, ``judge_wrong``, ``majority_share``, ``lengths``,
-    ``min_difficulty``, ``seed`` (all as in BuildingConfig), ``completions``: digest of the file in
-    ``context.resources["completions"]``, or None.
+    """Config: ``benchmark`` (its name; "world": the prompts are the world's), ``labels``, ``gold_domains`` (may be
+    absent), ``deciders``, ``judge`` and ``difficulty`` (RewardConfigs or None), ``judge_right``, ``judge_wrong``,
+    ``majority_share``, ``lengths``, ``min_difficulty``, ``seed`` (all as in BuildingConfig), ``completions``: digest of
+    the file in ``context.resources["completions"]``, or None.
     Inputs: "prompts"; "answers-NAME": a pool of each model; "judge-0.judge", ... ; "difficulty.NAME".
 
     Writes ``items.jsonl``, ``built.jsonl`` (item -> models of its completions, whether mislabelled) and ``card.json``.
@@ -103,6 +103,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     card = {
         "benchmark": config["benchmark"],
         "labels": config["labels"],
+        "gold_domains": list(config.get("gold_domains", ())),
         "deciders": config["deciders"],
         "lengths": config["lengths"],
         "funnel": funnel,
@@ -119,7 +120,8 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     context.progress(4, 4, f"{len(built)} items")
-    gold = len(every) if config["labels"] == "gold" else 0
+    by_gold = [p.id for p in prompts if config["labels"] == "gold" or p.domain in config.get("gold_domains", ())]
+    gold = sum(len(voted[prompt_id]) for prompt_id in by_gold)
     ledger = Ledger(judge_calls=spent(), gold_looks=gold, verifier_calls=sum("verifier" in one.votes for one in every))
     return StageResult(
         ledger,
@@ -259,7 +261,8 @@ def _vote(
         if any(one.given is not None for one in writers):
             votes["given"] = given.pop() if len(given) == 1 else None
         truth = writers[0].truth
-        right = truth if config["labels"] == "gold" else building.combine(votes, config["deciders"])
+        by_gold = config["labels"] == "gold" or prompt.domain in config.get("gold_domains", ())
+        right = truth if by_gold else building.combine(votes, config["deciders"])
         # Several may have written it: it counts for one of them, drawn by lot.
         names = sorted({one.model for one in writers})
         model = names[derive_seed("writer", config["seed"], *key) % len(names)]
