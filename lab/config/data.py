@@ -142,7 +142,7 @@ KNOBS = (
 
 @dataclass(frozen=True)
 class PairsFileConfig:
-    """Pairs as somebody else stated them, from a local file or the Hub (path ``hub:NAME``; ``lab.data.preference_files``).
+    """Pairs as somebody else stated them, from a file or the Hub (path ``hub:NAME``; ``lab.data.preference_files``).
 
     held_out: share of the prompts kept to measure a reward model by; limit: at most so many training pairs (0: all);
     max_characters: of prompt and longer completion (0: any); drop: faults whose rows are left out (all are counted);

@@ -2,7 +2,7 @@ r"""Records <-> JSON lines: one object a line, ASCII with \u escapes, so that NU
 in texts come back exactly and no editor or `splitlines` can cut a record in two.
 
 Every error is a JsonlError naming file, 1-based line, key and value. `.jsonl`, `.jsonl.gz`, `.parquet` and `.json` (one
-list of objects, which is read at once) are read; in the last two "line" means the item. `.jsonl` is written, atomically.
+list of objects, all at once) are read; in the last two "line" means the item. `.jsonl` is written, atomically.
 """
 
 from __future__ import annotations
@@ -78,8 +78,10 @@ def encode_row(row: Mapping[str, Any]) -> bytes:
     Raises ValueError for NaN and infinities, and for a text in which two code units of one character stand apart (a
     high surrogate before a low one, as wrongly decoded UTF-16 has): JSON cannot tell them from the character.
     """
-    _check_text(row)
-    return json.dumps(row, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
+    line = _ENCODER.encode(row)
+    if "\\ud" in line:  # no character beyond 16 bits, no surrogate: nothing to look for
+        _check_text(row)
+    return line.encode("ascii") + b"\n"
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -342,19 +344,28 @@ def _json_items(path: Path) -> Iterator[tuple[int, Any]]:
     yield from enumerate(value, 1)
 
 
-def _decode(path: Path, line: int, data: bytes) -> Any:
-    def refuse(constant: str) -> None:
-        raise JsonlError(f"{path}:{line}: {constant} is not JSON")
+class _ConstantError(ValueError):
+    """NaN or an infinity; the message is its name."""
 
+
+def _refuse_constant(constant: str) -> None:
+    raise _ConstantError(constant)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=True, allow_nan=False)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _decode(path: Path, line: int, data: bytes) -> Any:
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=refuse)
+        return _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise JsonlError(f"{path}:{line}: not UTF-8 (byte {error.start + 1}: 0x{data[error.start]:02x})") from None
     except json.JSONDecodeError as error:
         raise JsonlError(f"{path}:{line}: not JSON, column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise JsonlError(f"{path}:{line}: nested too deeply") from None
-    except JsonlError:
-        raise
+    except _ConstantError as error:
+        raise JsonlError(f"{path}:{line}: {error} is not JSON") from None
     except ValueError as error:  # an integer of thousands of digits
         raise JsonlError(f"{path}:{line}: not JSON: {error}") from None

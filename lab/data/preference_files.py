@@ -1,12 +1,12 @@
-r"""Preference pairs that somebody else stated, from a local file or the Hub: eight formats in, ``lab.records.Pair`` out.
+r"""Preference pairs that somebody else stated, from a file or the Hub: eight formats in, ``lab.records.Pair`` out.
 
 ``pairs``: columns prompt, chosen, rejected; each a text, or a list of chat messages ({"role", "content"}) of which the
 last assistant turn is the completion. The prompt may be left out where both sides are such lists and begin with it.
 ``hh``: columns chosen and rejected, transcripts of "\n\nHuman:" and "\n\nAssistant:" turns that part in the last one.
 ``instruction``: columns instruction, input (may be empty), chosen, rejected. ``annotations``: what people said on the
 page of ``lab.annotate`` (``lab.data.annotations``); an item becomes one pair or none, and every other row is counted by
-what became of it. ``ultrafeedback_binarized``: as ``pairs``, with scores. ``helpsteer2_preference``: two responses and a
-signed strength. ``ultrafeedback`` and ``helpsteer``: completions rated on several attributes (``lab.data.ratings``).
+what became of it. ``ultrafeedback_binarized``: as ``pairs``, with scores. ``helpsteer2_preference``: two responses and
+a signed strength. ``ultrafeedback`` and ``helpsteer``: completions rated on several attributes (``lab.data.ratings``).
 
 What cannot be read is a ``JsonlError`` that names file and row. What can be read and is doubtful is a fault: counted
 and named by row always, dropped only where the caller declares it. A file is read as a stream: what is kept of a row is
@@ -15,9 +15,9 @@ a digest of 16 bytes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,7 @@ class PairScan:
         if origin.hub and format == "annotations":
             raise ValueError(f"preferences.path: format annotations is read from a local file, got {origin.path!r}")
         self.origin, self.format, self.drop = origin, format, frozenset(drop)
+        self._name = origin.name
         self.max_characters, self.weights, self.pairing = max_characters, dict(weights or {}), pairing
         names = dict.fromkeys((*_EVERYWHERE, *OTHER_FAULTS.get(format, ()), *OTHER_ROWS.get(format, ()), *drop))
         self._found: dict[str, list[int]] = {name: [] for name in names}
@@ -188,14 +189,15 @@ class PairScan:
             yield line, row
 
     def _read(self, line: int, row: Row) -> States:
-        path = self.origin.name
+        path = self._name
         if self.format in RATED:
             prompt, rated = RATED[self.format](path, line, row, self.weights)
             states = pair_up(prompt, rated, self.pairing, line)
         else:
             states = READERS[self.format](path, line, row)
-        if any(isinstance(one, Stated) and not one.prompt.strip() for one in states):
-            raise JsonlError(f"{path}:{line}: the prompt is empty")
+        for one in states:
+            if isinstance(one, Stated) and not one.prompt.strip():
+                raise JsonlError(f"{path}:{line}: the prompt is empty")
         return states
 
     def _unreadable(self, line: int, error: JsonlError) -> None:
@@ -214,10 +216,11 @@ class PairScan:
         faults = []
         if one.chosen == one.rejected:
             faults.append("identical")
-        key = _digest(one.prompt, one.chosen, one.rejected)
+        prompt, chosen, rejected = _digest(one.prompt), _digest(one.chosen), _digest(one.rejected)
+        key = blake2b(prompt + chosen + rejected, digest_size=16).digest()
         if key in self._seen:
             faults.append("duplicate")
-        elif one.chosen != one.rejected and _digest(one.prompt, one.rejected, one.chosen) in self._seen:
+        elif chosen != rejected and blake2b(prompt + rejected + chosen, digest_size=16).digest() in self._seen:
             faults.append("contradictory")
         length = len(one.prompt) + max(len(one.chosen), len(one.rejected))
         if self.max_characters and length > self.max_characters:
@@ -228,13 +231,9 @@ class PairScan:
         return not any(name in self.drop for name in faults)
 
 
-def _digest(*texts: str) -> bytes:
-    """16 bytes for some texts: two of 2**32 collide with a chance of 1 in 2**65."""
-    found = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        found.update(len(data).to_bytes(8, "big") + data)
-    return found.digest()
+def _digest(text: str) -> bytes:
+    """16 bytes for a text: of 2**32 texts two collide with a chance of 1 in 2**65."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def load_pairs(path: Path | Origin, format: str, **settings: Any) -> LoadedPairs:

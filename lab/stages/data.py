@@ -60,7 +60,9 @@ def _world(config: Mapping[str, Any]) -> dict[str, Sequence[Prompt | Demonstrati
     return drawn
 
 
-def _jsonl(config: Mapping[str, Any], origin: Origin, card: dict[str, Any]) -> dict[str, Sequence[Prompt | Demonstration]]:
+def _jsonl(
+    config: Mapping[str, Any], origin: Origin, card: dict[str, Any]
+) -> dict[str, Sequence[Prompt | Demonstration]]:
     columns = {key: config[key] for key in ("question", "answer", "verifier", "domain")}
     columns |= {"demonstration": config.get("demonstration", ""), "drop": config.get("drop", ())}
     loaded = load(origin, **columns)
