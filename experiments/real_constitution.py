@@ -7,7 +7,7 @@ answers by rule before and after, the judge on pairs of a right solution and a w
 and unsafe prompts by their words.
 Prediction: a model of this size revises without improving, and judges near chance. Whatever comes out is the result.
 
-Everything is written as it goes under ``--work``, and a second run goes on from there. docs/ai-feedback.md has a result.
+Everything is written as it goes under ``--work``; a second run goes on from there. docs/ai-feedback.md has a result.
 """
 
 from __future__ import annotations

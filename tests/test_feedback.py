@@ -240,19 +240,16 @@ def test_a_request_is_prompt_draft_and_the_principles_token() -> None:
     assert dataclasses.astuple(markers) == tuple(range(len(words), len(words) + 6))
 
 
-def test_a_continuation_is_a_verdict_and_a_revision_or_unusable() -> None:
+def test_what_is_written_behind_a_verdict_is_a_revision_or_unusable() -> None:
     words = tokenizer()
     markers, ids, draft = RevisionMarkers.after(len(words)), words.get_vocab(), completion("red", True)
-    unusable = Revision("", "red", True, "unusable")
+    unusable = Revision("breaks", "red", True, "unusable")
     sure, red = ids["sure"], ids["red"]
     for said, truncated, expected in (
-        ([markers.meets], False, Revision("meets", "red", True, "kept")),
-        ([markers.breaks, sure, red], False, Revision("breaks", "sure red", False, "revised")),
-        ([markers.breaks, sure], True, Revision("breaks", "sure", True, "revised")),
-        ([markers.breaks], False, unusable),
-        ([markers.meets, red], False, unusable),
-        ([markers.breaks, sure, markers.meets], False, unusable),
-        ([sure, red], False, unusable),
+        ([sure, red], False, Revision("breaks", "sure red", False, "revised")),
+        ([sure], True, Revision("breaks", "sure", True, "revised")),
+        ([sure, markers.meets], False, unusable),
+        ([markers.correctness, sure], True, unusable),
         ([], False, unusable),
     ):
         assert read_revision(words, markers, said, truncated, draft) == expected, said

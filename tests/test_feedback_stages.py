@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lab.artifact import Context
 from lab.config import Principle
@@ -26,8 +27,8 @@ from lab.data.jsonl import (
 )
 from lab.feedback.constitution import drawn
 from lab.feedback.revisers import WorldReviserBackend, WrittenReviserBackend
-from lab.feedback.world_editor import RevisionMarkers, edit
-from lab.models import ModelSize, new_policy
+from lab.feedback.world_editor import RevisionMarkers, edit, revision_ids
+from lab.models import ModelSize, new_policy, next_token_logprobs
 from lab.records import Completion, Demonstration, Pair, Prompt, derive_seed
 from lab.rewards.judge import JudgeReward
 from lab.stages import ai_labels, first_pairs, revise, reviser
@@ -359,17 +360,40 @@ def test_drafts_are_different_and_an_unchanged_pool_is_no_feedback(
         revise_pool(pool, trained[0], tmp_path / "out", context(tmp_path))
 
 
+def test_the_reviser_says_the_likelier_verdict_and_writes_only_behind_breaks(
+    pool: Path, trained: tuple[Path, StageResult]
+) -> None:
+    backend = WorldReviserBackend(trained[0], "cpu", 6, 0.0)
+    given = ai_labels.build(ai_labels.ConstitutionConfig, CONSTITUTION)
+    some = read_samples(pool / "samples.jsonl")
+    prompts, drafts = [prompt for prompt, _ in some], [one for _, one in some]
+    head = backend.model.get_output_embeddings().weight
+    for seed in (1, 2):
+        with torch.no_grad():  # opposite rows: which verdict is likelier is the sign of one product
+            head[backend.markers.meets] = torch.randn(head.shape[1], generator=torch.Generator().manual_seed(seed))
+            head[backend.markers.breaks] = -head[backend.markers.meets]
+        asked = revision_ids(backend.tokenizer, backend.markers, prompts, drafts, ["closing"] * len(some))
+        logprobs = next_token_logprobs(backend.model, asked, [backend.markers.meets, backend.markers.breaks])
+        found = backend.revise(prompts, drafts, [given.principles[2]] * len(some), range(len(some)))
+        said = ["breaks" if breaks > meets else "meets" for meets, breaks in logprobs.tolist()]
+        assert [one.critique for one in found] == said
+        kept = [(one.text, one.truncated) for one, draft in zip(found, drafts, strict=True) if one.critique == "meets"]
+        assert kept == [
+            (draft.text, draft.truncated) for draft, word in zip(drafts, said, strict=True) if word == "meets"
+        ]
+
+
 def test_an_answer_that_was_cut_off_is_no_demonstration(
     pool: Path, tmp_path: Path, trained: tuple[Path, StageResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Endless(Editing):
         def revise(self, prompts: Any, drafts: Any, principles: Any, seeds: Any) -> list[Any]:
-            return [revise_result("breaks", "sure sure", True, "revised") for _ in drafts]
+            return [revise_result("breaks", "sure sure", number > 0, "revised") for number in range(len(drafts))]
 
     monkeypatch.setattr(revise, "WorldReviserBackend", Endless)
     revise_pool(pool, trained[0], tmp_path / "out", context(tmp_path))
-    assert (tmp_path / "out" / "sft.jsonl").read_text() == ""
-    assert all(one.chosen_truncated for one in read_pairs(tmp_path / "out" / "pairs.jsonl"))
+    assert len(read_demonstrations(tmp_path / "out" / "sft.jsonl")) == 1
+    assert sum(one.chosen_truncated for one in read_pairs(tmp_path / "out" / "pairs.jsonl")) == 19
     assert json.loads((tmp_path / "out" / "card.json").read_text())["gold"]["points"][-1]["gold"]["mean"] < 0.5
 
 

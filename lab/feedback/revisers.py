@@ -13,7 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from lab.config import Principle
 from lab.feedback.constitution import critique_messages, revision_messages, without_tokens
 from lab.feedback.world_editor import RevisionMarkers, revision_ids
-from lab.models import decode_completions, encode_completions, end_token_ids, load_policy, parameter_count
+from lab.models import (
+    decode_completions,
+    encode_completions,
+    end_token_ids,
+    load_policy,
+    next_token_logprobs,
+    parameter_count,
+)
 from lab.records import Completion, Prompt, derive_seed
 from lab.sampling import sample
 
@@ -90,12 +97,16 @@ class WorldReviserBackend(_Sampler):
         principles: Sequence[Principle],
         seeds: Sequence[int],
     ) -> list[Revision]:
-        """Verdict and revision in one continuation."""
-        ids = revision_ids(self.tokenizer, self.markers, prompts, drafts, [one.attribute for one in principles])
-        found = self._sample(ids, seeds, 256)
-        return [
-            read_revision(self.tokenizer, self.markers, *one, draft) for one, draft in zip(found, drafts, strict=True)
-        ]
+        """The verdict is the likelier of its two tokens, as a judge's is; behind ``breaks`` the revision is sampled."""
+        asked = revision_ids(self.tokenizer, self.markers, prompts, drafts, [one.attribute for one in principles])
+        logprobs = next_token_logprobs(self.model, asked, [self.markers.meets, self.markers.breaks])
+        self.read += sum(map(len, asked))
+        broken = [row for row, (meets, breaks) in enumerate(logprobs.tolist()) if breaks > meets]
+        found = [Revision("meets", draft.text, draft.truncated, "kept") for draft in drafts]
+        said = self._sample([[*asked[row], self.markers.breaks] for row in broken], [seeds[row] for row in broken], 256)
+        for row, (ids, truncated) in zip(broken, said, strict=True):
+            found[row] = read_revision(self.tokenizer, self.markers, ids, truncated, drafts[row])
+        return found
 
 
 def read_revision(
@@ -105,17 +116,10 @@ def read_revision(
     truncated: bool,
     draft: Completion,
 ) -> Revision:
-    """What a continuation of the world's reviser (its end left out) says about a draft.
-
-    ``meets`` and nothing more keeps the draft; ``breaks`` and words without a further marker revise it.
-    """
-    verdict = ids[0] if ids else None
-    if verdict == markers.meets and len(ids) == 1 and not truncated:
-        return Revision("meets", draft.text, draft.truncated, "kept")
-    words = list(ids[1:])
-    if verdict != markers.breaks or not words or max(words) >= min(vars(markers).values()):
-        return Revision("", draft.text, draft.truncated, "unusable")
-    (text,) = decode_completions(tokenizer, [words])
+    """What the world's reviser wrote behind ``breaks`` (its end left out): words without a marker revise the draft."""
+    if not ids or max(ids) >= min(vars(markers).values()):
+        return Revision("breaks", draft.text, draft.truncated, "unusable")
+    (text,) = decode_completions(tokenizer, [ids])
     return Revision("breaks", text, truncated, "revised")
 
 

@@ -58,7 +58,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     Writes ``sft.jsonl`` (the answers as demonstrations, those cut off left out), a preference artifact whose pairs put
     the revision over the draft (unlabelled: what differs), ``steps.jsonl`` and ``card.json``: gold before and after
     with intervals, by round, domain and principle. The ledger says what the revisions cost from the policy on.
-    Raises ValueError if there are no drafts, or no draft was changed.
+    Raises ValueError if there are no drafts, if no draft was changed, or if every answer was cut off.
     """
     settings = build(RevisionConfig, config["revision"], "feedback.revision")
     device = pick_device(context.resources.get("device", "auto"))
@@ -101,6 +101,8 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     if not changed:
         raise ValueError(f"feedback.revision.reviser: none of the {len(drafts)} drafts was changed by a revision")
     whole = [(prompt, one) for (prompt, _), one in zip(drafts, final, strict=True) if not one.truncated]
+    if not whole:
+        raise ValueError(f"feedback.revision.max_new_tokens: all {len(drafts)} answers were cut off")
     write_records(out / "sft.jsonl", [Demonstration(prompt, one.text) for prompt, one in whole])
     write_records(out / "pairs.jsonl", changed)
     copy_rest(inputs["pairs"], out)
