@@ -55,10 +55,11 @@ def preferences(quality: str) -> dict[str, Any]:
         "pairs": PAIRS.get(quality, 4000),
         "flip_rate": flips,
         "agreement_with_gold": min(agreement + 0.004, 1.0),
-        "agreement_low": agreement - 0.006,
-        "agreement_high": min(agreement + 0.014, 1.0),
+        "agreement_with_gold_low": agreement - 0.006,
+        "agreement_with_gold_high": min(agreement + 0.014, 1.0),
         "expected_agreement": agreement,
         "longer_chosen": 0.5,
+        "labels_paid": PAIRS.get(quality, 4000) + 500,
     }
 
 

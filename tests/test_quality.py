@@ -237,7 +237,11 @@ def test_the_curve_over_pairs_passes_through_the_point_of_the_flips() -> None:
 
 def test_agreement_outside_its_interval_is_named() -> None:
     described, rows = synthetic_quality.points((0, 1), names=("flip_10", "flip_20"))
-    described[1]["preferences"] |= {"agreement_with_gold": 0.71, "agreement_low": 0.70, "agreement_high": 0.72}
+    described[1]["preferences"] |= {
+        "agreement_with_gold": 0.71,
+        "agreement_with_gold_low": 0.70,
+        "agreement_with_gold_high": 0.72,
+    }
     said = findings(quality_sweep(described, rows, resamples=20))[0]
     assert "In 1 of 2 points, within its interval; not in flip_20 (71.0% measured, 80.0% requested)." in said
     described[0]["preferences"] = described[1]["preferences"] = None

@@ -128,6 +128,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "agreement": "share of labels that have the pair as gold has it, measured",
         "expected_agreement": "the same, as requested",
         "longer_chosen": "share of pairs whose longer completion is the chosen one",
+        "labels_paid": "labels and ratings paid for",
         "sft": "gold of the SFT checkpoint",
         "dpo": "gold of DPO",
         "ppo": "gold of PPO against the reward model",

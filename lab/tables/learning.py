@@ -27,9 +27,9 @@ def learning_table(models: Sequence[Mapping[str, Any]], level: float = 0.95) -> 
     """
     found: dict[tuple[str, str, float], dict[int, Mapping[str, Any]]] = {}
     for model in models:
-        control = model["candidate"] in CONTROLS
-        key = ("", model["candidate"], math.nan) if control else (model["backbone"], "", float(model["pairs"]))
-        place = found.setdefault((key[0], key[1], -1.0 if control else key[2]), {})
+        untrained = model["candidate"] in CONTROLS
+        key = ("", model["candidate"], -1.0) if untrained else (model["backbone"], "", float(model["pairs"]))
+        place = found.setdefault(key, {})
         place[model["seed"]] = model
     lines = []
     for (backbone, control, pairs), seeds in found.items():

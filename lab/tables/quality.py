@@ -28,6 +28,18 @@ VERIFIERS = ("ppo_verifier", "grpo_verifier")
 AXES: Mapping[str, str] = {"flips": "flip_rate", "pairs": "pairs"}
 """The curves: their points are the options of ``quality`` named ``flip_...`` and ``pairs_...`` -> the column of x."""
 
+CARD: Mapping[str, str] = {
+    "flip_rate": "flip_rate",
+    "pairs": "pairs",
+    "agreement": "agreement_with_gold",
+    "agreement_low": "agreement_with_gold_low",
+    "agreement_high": "agreement_with_gold_high",
+    "expected_agreement": "expected_agreement",
+    "longer_chosen": "longer_chosen",
+    "labels_paid": "labels_paid",
+}
+"""Column of the table -> what the point's record of its preferences calls it."""
+
 PRESETS = ("hh_like", "ultrafeedback_like")
 """The data whose difference is the effect of data."""
 
@@ -156,11 +168,7 @@ def _line(point: Mapping[str, Any], gold: Gold, shared: Gold, bootstrap: Hierarc
     present = [s for s in point["seeds"] if s in models and all(s in gold.get(f, ([], {}))[0] for f in FAMILIES)]
     line: dict[str, Any] = {"quality": name, "axis": axis_of(name), "status": point["status"], "note": point["note"]}
     line |= {"n_seeds": len(present), "n_expected": len(point["seeds"])}
-    for column, key in (
-        ("flip_rate", "flip_rate"), ("pairs", "pairs"), ("agreement", "agreement_with_gold"),
-        ("agreement_low", "agreement_low"), ("agreement_high", "agreement_high"),
-        ("expected_agreement", "expected_agreement"), ("longer_chosen", "longer_chosen"),
-    ):  # fmt: skip
+    for column, key in CARD.items():
         line[column] = math.nan if known.get(key) is None else float(known[key])
     for measure in ACCURACIES:
         values = [float(model[measure]) for model in models.values() if model.get(measure) is not None]
@@ -410,7 +418,7 @@ def trend(
             continue
         seeds = sorted(set.intersection(*(set(values) for values in own.values())))
         values_SK = np.array([[own[flip][seed] for flip in x] for seed in seeds]).reshape(len(seeds), len(x))
-        lines = [
+        lines: list[dict[str, Any]] = [
             {"measure": measure, "flip_rate": x[k], "next_flip_rate": x[k + 1], "n_seeds": len(seeds)}
             | _fall(values_SK[:, k + 1] - values_SK[:, k], level)
             for k in range(len(x) - 1)
@@ -438,7 +446,7 @@ def _fall(change_S: Floats, level: float) -> dict[str, float]:
     return interval_columns("change", found) | {"p": p}
 
 
-def _trend(values_SK: Floats, steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def _trend(values_SK: Floats, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     n_seeds, n_points = values_SK.shape
     falls = bool(n_seeds and all(step["change"] < 0 for step in steps))
     page_l = page_p = spearman = math.nan
