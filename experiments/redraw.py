@@ -84,7 +84,9 @@ def _pipelines(found: Mapping[str, Any], sources: Mapping[str, Any]) -> Figure:
 
 
 FIGURES: Mapping[str, Drawing] = {
-    ai_feedback.NAME: Drawing(ai_feedback_tables.TABLES, ai_feedback.drawing, ("ai_feedback.md", "ai_feedback.csv", "labels.csv")),
+    ai_feedback.NAME: Drawing(
+        ai_feedback_tables.TABLES, ai_feedback.drawing, ("ai_feedback.md", "ai_feedback.csv", "labels.csv")
+    ),
     "headline": Drawing("summary.json", _headline),
     RM_SIZE: Drawing("table.json", _sizes, ("rows.parquet",)),
     LEARNING: Drawing("learning.tables.json", _learning, ("learning.csv", "learning.md")),

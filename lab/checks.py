@@ -37,8 +37,8 @@ from lab.config import (
     WorldModel,
 )
 from lab.feedback_checks import check_feedback
-from lab.preference_checks import check_preferences
 from lab.filter_checks import check_filters
+from lab.preference_checks import check_preferences
 from lab.records import DOMAINS
 from lab.reward_checks import check_candidate, check_reward, check_reward_model, check_watch, sampled_pairs
 from lab.typed import ConfigError, nearest
@@ -238,8 +238,8 @@ def _check_model_and_data(config: LabConfig) -> None:
         raise ConfigError("preferences.demonstrations: true needs data.kind=jsonl; the world's prompts have no answers")
     if isinstance(data, PairsData) and config.arms:
         raise ConfigError(
-            "data.kind: pairs are no prompts that policies can be trained on or measured by; with data=preference_jsonl "
-            "choose an experiment without arms (experiment=real_reward_model), or name the pairs in preferences.path"
+            "data.kind: pairs are no prompts that policies can be trained on or measured by; with "
+            "data=preference_jsonl choose an experiment without arms (experiment=real_reward_model), or name the pairs in preferences.path"
         )
     if isinstance(data, JsonlData):
         _check_origin("data.path", data.path)

@@ -61,8 +61,8 @@ class PipelineConfig:
     """``stages`` in order, gone through ``rounds`` times.
 
     Over several rounds the budget stays that of one: each gets its share of ``preferences.pairs`` for its fresh pools,
-    of the rollouts of its online stages (at least one each), and of the steps of warm-up. against: "PIPELINE" or "PIPELINE.STAGE", of the same
-    budget, whose policy the last one of this pipeline is compared with; empty: none.
+    of the rollouts of its online stages (at least one each), and of the steps of warm-up. against: "PIPELINE" or
+    "PIPELINE.STAGE", of the same budget, whose policy the last one of this pipeline is compared with; empty: none.
     """
 
     label: str
