@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -236,7 +237,19 @@ def serve(desk: Desk, host: str, port: int, announce: Callable[[], None]) -> Non
     if host in LOOPBACK:
         # A page elsewhere on the web must not reach this one through a name that resolves to this machine.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
-    app.on_startup(announce)
+
+    async def announce_when_reachable() -> None:
+        while True:  # start-up handlers run before the server listens
+            try:
+                _, writer = await asyncio.open_connection(host, port)
+            except OSError:
+                await asyncio.sleep(0.05)
+                continue
+            writer.close()
+            announce()
+            return
+
+    app.on_startup(announce_when_reachable)
 
     def page(client: Client) -> None:
         view = View(desk)
