@@ -239,7 +239,8 @@ def _check_model_and_data(config: LabConfig) -> None:
     if isinstance(data, PairsData) and config.arms:
         raise ConfigError(
             "data.kind: pairs are no prompts that policies can be trained on or measured by; with "
-            "data=preference_jsonl choose an experiment without arms (experiment=real_reward_model), or name the pairs in preferences.path"
+            "data=preference_jsonl choose an experiment without arms (experiment=real_reward_model), or name the pairs "
+            "in preferences.path"
         )
     if isinstance(data, JsonlData):
         _check_origin("data.path", data.path)

@@ -11,6 +11,8 @@ def check_filters(config: LabConfig) -> None:
     """Raise ConfigError for an overlap policy or a filter of pairs that cannot work."""
     if config.overlap is not None and not 0 < config.overlap.threshold <= 1:
         raise ConfigError(f"overlap.threshold: expected above 0 and up to 1, got {config.overlap.threshold}")
+    if config.overlap is not None and config.overlap.permutations < 2:
+        raise ConfigError(f"overlap.permutations: expected at least 2, got {config.overlap.permutations}")
     if config.filter is not None:
         _check_filter(config, config.filter)
 

@@ -93,7 +93,7 @@ def test_offline_only_the_cache_is_asked(folder: Path) -> None:
         JsonlError, match=r"^hub:org/name/train: run\.hub_offline is true and .* not in the local cache"
     ):
         rows(Origin("hub:org/name"))
-    with pytest.raises(ValueError, match="run.hub_offline is true"):
+    with pytest.raises(ValueError, match=r"run\.hub_offline is true"):
         plan_pairs(PairsFileConfig("file", "hub:org/name", "pairs"))
     # What load_dataset leaves in the cache, under the name and the commit of a data set of the Hub.
     datasets.load_dataset(str(folder), split="train", data_files="data/train.jsonl")

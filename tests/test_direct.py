@@ -196,10 +196,24 @@ def test_a_reward_model_is_normalised_on_the_reference_and_measured_on_held_out_
 # ---------------------------------------------------------------- KTO
 
 
+def test_kto_by_hand() -> None:
+    """Two completions with log-ratios 1 (good) and -1 (bad), a reference point of 1/2, beta 2, weights 3 and 5."""
+    ratios = torch.tensor([1.0, -1.0], requires_grad=True)
+    other = torch.tensor([0.2, 0.8], requires_grad=True)
+    loss = kto_loss(ratios, torch.tensor([True, False]), other, 2.0, 3.0, 5.0)
+    assert loss.tolist() == pytest.approx([3 / (1 + math.exp(1.0)), 5 / (1 + math.exp(3.0))])
+    loss.sum().backward()
+    assert ratios.grad is not None
+    assert ratios.grad[0] < 0 < ratios.grad[1]  # up with the good one, down with the bad one
+    assert other.grad is None  # the reference point is not learnt
+    below = kto_loss(ratios, torch.tensor([True, False]), torch.tensor([-5.0, -7.0]), 2.0)
+    assert below.tolist() == pytest.approx([1 / (1 + math.exp(2.0)), 1 / (1 + math.exp(2.0))])  # never below 0
+
+
 def test_kto_computes_the_loss_that_the_lab_states(sft: Path, tmp_path: Path) -> None:
     model, words = load_policy(sft / "final")
     rows = unpaired(PAIRS, "both", 0)[1:-2]  # 5 good, 4 bad
-    ids = {
+    ids: dict[str, Any] = {
         "prompt_ids": encode_prompts(words, [prompt for prompt, *_ in rows]),
         "completion_ids": encode_completions(words, [text for _, text, _, _ in rows]),
         "label": [good for *_, good in rows],

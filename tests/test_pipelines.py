@@ -186,7 +186,8 @@ def test_the_anchor_is_where_a_stage_starts_unless_it_is_sft() -> None:
     for point in graph().points:
         assert "reference" not in point.policy.inputs
     method = default().pipelines["sft_dpo_rlvr"].stages["rlvr"].method
-    held = {"anchor": "sft", "method": dataclasses.replace(method, kl_coefficient=0.05)}  # type: ignore[type-var]
+    assert isinstance(method, OnlineMethod)
+    held = {"anchor": "sft", "method": dataclasses.replace(method, kl_coefficient=0.05)}
     again = build_pipelines(changed(sft_dpo_rlvr__rlvr=held, iterated_dpo__dpo={"anchor": "sft"}))
     assert points(again, "sft_dpo_rlvr")[2].policy.inputs["reference"] == graph().sft
     rounds = [point.policy.inputs.get("reference") for point in points(again, "iterated_dpo")[1:]]

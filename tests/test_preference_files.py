@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.data.jsonl import JsonlError, read_pairs
 from lab.data.chat import opening
+from lab.data.jsonl import JsonlError, read_pairs
 from lab.data.origin import file_digest
 from lab.data.preference_files import FORMATS, LoadedPairs, load_pairs, split_pairs
 from lab.data.sources import normalised_id

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from datasketch import MinHash, MinHashLSH
+from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
 
 from lab.data.jsonl import read_rows, text_at
 
@@ -89,16 +89,16 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 
 
 def banding(threshold: float, permutations: int) -> tuple[int, int, float]:
-    """(bands b, rows r of each, recall): the most selective bands with recall 1 - (1 - threshold^r)^b >= RECALL.
+    """(bands b >= 2, rows r of each, recall): the most selective with recall 1 - (1 - threshold^r)^b >= RECALL.
 
-    More similar pairs are found more surely. r = 1 where even that is not enough.
+    More similar pairs are found more surely. r = 1 where even that is not enough. Raises ValueError.
     """
-    for rows in range(permutations, 0, -1):
+    for rows in range(permutations // 2, 0, -1):
         bands = permutations // rows
         recall = 1.0 - (1.0 - threshold**rows) ** bands
         if recall >= RECALL or rows == 1:
             return bands, rows, recall
-    raise ValueError(f"overlap.permutations: expected at least 1, got {permutations}")
+    raise ValueError(f"overlap.permutations: expected at least 2, got {permutations}")
 
 
 # ---------------------------------------------------------------- what is found

@@ -61,8 +61,8 @@ def load(
 ) -> Loaded:
     """Every row as (prompt with gold, demonstration), each validated by the verifier's `parse_gold`.
 
-    The question is a text or a list of chat messages; where the assistant speaks last in it, that turn is no part of the
-    prompt. The answer is a column, the whole row (`WHOLE_ROW`) or, where it names the messages, that last turn; of a
+    The question is a text or a list of chat messages; where the assistant speaks last in it, that turn is no part of
+    the prompt. The answer is a column, the whole row (`WHOLE_ROW`) or, where it names the messages, that turn; of a
     worked solution for the verifier `math` the boxed answer is the gold. Demonstrations are the column `demonstration`,
     else the answer without calculator annotations (empty for answers that are no text).
 

@@ -180,9 +180,9 @@ class Arms:
 
     def policy(self, arm: ArmConfig, seed: int, reward_seed: int | None = None) -> tuple[Step, tuple[Step, ...]]:
         """The step that makes the policy, and the reward models that it is charged for. ``seed``: of its training;
-        ``reward_seed``: of its reward models, the same unless given."""
-        method, label = arm.method, f"{arm.label}, seed {seed}"
+        ``reward_seed``: of its reward models, the same unless given, and what the step's label says."""
         reward_seed = seed if reward_seed is None else reward_seed
+        method, label = arm.method, f"{arm.label}, seed {reward_seed}"
         match method:
             case NoMethod():
                 return self.start, ()
@@ -199,7 +199,7 @@ class Arms:
                 step = self._supervised(method.training, method.checkpoints, chosen, 0, seed, label)
                 return step, (chosen, *trained)
             case DirectMethod() | UnpairedMethod():
-                return self.rewards.direct(method, seed, arm.label, self.start, self.anchor), ()
+                return self.rewards.direct(method, seed, label, self.start, self.anchor), ()
             case OnlineMethod():
                 assert arm.reward is not None  # lab.checks has refused it
                 return self._online(arm, method, arm.reward, seed, reward_seed)
@@ -241,7 +241,7 @@ class Arms:
             "online",
             config,
             inputs,
-            f"{arm.label}, seed {seed}",
+            f"{arm.label}, seed {reward_seed}",
             self.shared.training(completions * (1 + method.epochs)),
             micro_batch=method.micro_batch,
             save_every=method.save_every,

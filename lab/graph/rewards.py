@@ -106,7 +106,7 @@ class Rewards:
         self,
         method: DirectMethod | UnpairedMethod,
         seed: int,
-        label: str = "DPO policy",
+        label: str = "",
         start: Step | None = None,
         reference: Step | None = None,
     ) -> Step:
@@ -120,7 +120,7 @@ class Rewards:
             "direct",
             {"method": identity(method), "seed": seed},
             inputs,
-            f"{label}, seed {seed}",
+            label or f"DPO policy, seed {seed}",
             self.shared.training(2 * self.shared.preferences.pairs * method.epochs),
             micro_batch=0 if isinstance(method, UnpairedMethod) else method.micro_batch,
             save_every=self.config.run.save_steps,

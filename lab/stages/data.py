@@ -25,9 +25,9 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
 
     Config for `kind: world`: `seed`, demonstrators `base` and `sft`, `counts` of base, sft, preference, rl, evaluation,
     tuning; optional `levels` and `domains` (how often each domain comes, 1 where it is not named). For `kind: jsonl`:
-    `digest` (of the file, or of a Hub data set's rows), `question`, `answer`, `verifier`, `domain`, `seed`, `counts` (no
-    base), optional `demonstration`, `rows` and `drop` (`lab.config.data.JsonlData`). Where the rows lie is no part of
-    identity: `context.resources` has the fields of an `Origin`, or `config` its `path`.
+    `digest` (of the file, or of a Hub data set's rows), `question`, `answer`, `verifier`, `domain`, `seed`, `counts`
+    (no base), optional `demonstration`, `rows` and `drop` (`lab.config.data.JsonlData`). Where the rows lie is no part
+    of identity: `context.resources` has the fields of an `Origin`, or `config` its `path`.
     Raises ValueError naming file, line and key, and data that are not the planned ones.
     """
     card: dict[str, Any] = {"kind": config["kind"]}

@@ -106,7 +106,7 @@ class Spool:
         self._held_out = bytearray()
 
     def __enter__(self) -> Spool:
-        self._file: BinaryIO = open(self.path, "w+b")  # noqa: SIM115 - closed by __exit__
+        self._file: BinaryIO = open(self.path, "w+b")
         return self
 
     def __exit__(self, *_: object) -> None:
