@@ -167,7 +167,13 @@ def tabulate(
     rows = pd.concat(frames, ignore_index=True)
     rows.to_parquet(folder / "rows.tmp", index=False, compression="zstd")
     (folder / "rows.tmp").replace(folder / "rows.parquet")
-    names = {name: (branch.source, run.arm) for branch in found for name, run in branch.runs()}
+    names = {
+        name: (branch.source, run.arm)
+        for arm in config.arms
+        for branch in found
+        for name, run in branch.runs()
+        if run.arm == arm
+    }
     expected = {baseline: seeds_of(config, config.arms[baseline])} | {
         name: list(range(config.first_seed, config.first_seed + config.seeds)) for name in names
     }
@@ -184,26 +190,27 @@ def tabulate(
         k=config.evaluation.pass_k,
         resamples=config.run.resamples,
     )
-    labels = {baseline: config.arms[baseline].label} | {name: label(config, *of) for name, of in names.items()}
+    titles = {baseline: (config.arms[baseline].label, "")} | {name: title(config, *of) for name, of in names.items()}
     tables = feedback_tables(
         compared,
         rows,
         names,
         labels={name: source.label for name, source in ordered(config).items()},
-        arms={name: arm.label for name, arm in config.arms.items()},
+        titles=titles,
         cards=[one for branch in found for one in cards(branch, store)],
         revised=[one for branch in found for one in revisions(branch, store)],
         resamples=config.run.resamples,
     )
+    labels = {name: ": ".join(part for part in parts if part) for name, parts in titles.items()}
     return tables, [folder / "rows.parquet", *write_tables(compared, folder, labels)]
 
 
-def label(config: LabConfig, source: str, arm: str) -> str:
-    """What people call an arm under a source."""
-    one, feedback = config.arms[arm], config.label_sources[source].feedback
-    if isinstance(one.method, ContinuedMethod):
-        return "SFT on revised answers" if isinstance(feedback, Revisions) else one.label
-    return f"{one.label}: {config.label_sources[source].label}"
+def title(config: LabConfig, source: str, arm: str) -> tuple[str, str]:
+    """What people call an arm under a source, and whose labels it learnt from."""
+    one, chosen = config.arms[arm], config.label_sources[source]
+    if not isinstance(one.method, ContinuedMethod):
+        return one.label, chosen.label
+    return ("SFT on revised answers", chosen.label) if isinstance(chosen.feedback, Revisions) else (one.label, "")
 
 
 def spent(branch: Branch, store: Store, run: ArmRun) -> Ledger:

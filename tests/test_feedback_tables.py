@@ -44,6 +44,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = {f"{arm}.{source}": (source, arm) for arm in ("dpo", "ppo_rm") for source in ("annotator", "judge")}
 LABELS = {"annotator": "Annotator", "judge": "Judge"}
 ARMS = {"sft": "SFT", "dpo": "DPO", "ppo_rm": "PPO × RM"}
+TITLES = {"sft": ("SFT", "")} | {name: (ARMS[arm], LABELS[source]) for name, (source, arm) in NAMES.items()}
 
 
 # ---------------------------------------------------------------- branches
@@ -69,8 +70,9 @@ def test_every_source_is_a_branch_of_one_checkpoint_and_one_pool(config: LabConf
     assert arms["annotator"] == arms["constitution"] == {"sft_continued", "dpo", "ppo_rm"}
     assert arms["few"] == arms["judge"] == arms["judge_all"] == {"dpo", "ppo_rm"}
     assert ai_feedback.baseline_run(found).arm == "sft"
-    assert ai_feedback.label(config, "constitution", "sft_continued") == "SFT on revised answers"
-    assert ai_feedback.label(config, "judge_all", "dpo") == "DPO: Judge of all labels"
+    assert ai_feedback.title(config, "constitution", "sft_continued") == ("SFT on revised answers", "Constitution")
+    assert ai_feedback.title(config, "annotator", "sft_continued") == ("SFT continued", "")
+    assert ai_feedback.title(config, "judge_all", "dpo") == ("DPO", "Judge of all labels")
 
 
 def test_the_sources_need_one_that_is_the_pool_itself(config: LabConfig) -> None:
@@ -168,7 +170,7 @@ def found(rows: pd.DataFrame, compared: Comparison) -> Feedback:
         {"source": "judge", "seed": 0, "by_judge": True, "judge_accuracy": 0.7, "card": card(0.6, 5), **costs},
         {"source": "judge", "seed": 1, "by_judge": True, "judge_accuracy": 0.8, "card": card(0.8), **costs},
     ]
-    return feedback_tables(compared, rows, NAMES, labels=LABELS, arms=ARMS, cards=cards,
+    return feedback_tables(compared, rows, NAMES, labels=LABELS, titles=TITLES, cards=cards,
                            revised=[revised(0), revised(1)], resamples=100)  # fmt: skip
 
 
@@ -222,13 +224,13 @@ def test_without_labels_or_revisions_the_tables_say_so(
     assert "principle" not in markdown(plain)
     assert feedback_figure(plain).axes
     with pytest.raises(ValueError, match="no source has labels"):
-        feedback_tables(compared, rows, NAMES, labels=LABELS, arms=ARMS, cards=[], revised=[])
+        feedback_tables(compared, rows, NAMES, labels=LABELS, titles=TITLES, cards=[], revised=[])
 
 
 def test_the_figure_has_a_row_a_source_and_keeps_its_text_on_the_page(found: Feedback) -> None:
     fig = feedback_figure(found, note="a note")
     texts = [text for axes in fig.axes for text in axes.texts] + fig.texts
-    assert {"Annotator", "Judge", "labels\nbought", "a note"} <= {text.get_text() for text in texts}
+    assert {"Annotator", "Judge", "labels, edits\nbought", "a note"} <= {text.get_text() for text in texts}
     assert min(text.get_fontsize() for text in texts) >= 6.5
     fig.canvas.draw()
     page = fig.bbox

@@ -45,7 +45,7 @@ def feedback_figure(found: Feedback, note: str | None = None) -> Figure:
         )
         left = max(inches(name, BASE) for name in sources.values()) + EDGE + 0.12
         arms = [arm for arm in DRAWN if (found.arms.arm == arm).any()]
-        width = (WIDTH_INCHES - left - 0.75 - GAP * len(arms)) / (1 + len(arms))
+        width = (WIDTH_INCHES - left - 0.92 - GAP * len(arms)) / (1 + len(arms))
         places = {name: float(place) for place, name in enumerate(sources)}
         panels = [page.axes(left + place * (width + GAP), width) for place in range(1 + len(arms))]
         for axes in panels:
@@ -54,6 +54,8 @@ def feedback_figure(found: Feedback, note: str | None = None) -> Figure:
             axes.spines["left"].set_visible(False)
         _agreement(panels[0], quality, places)
         page.heading(panels[0], "a", "labels that agree with gold")
+        for axes in panels[2:]:
+            axes.sharex(panels[1])  # the same gain is as long in every panel
         for axes, arm, letter in zip(panels[1:], arms, "bcd", strict=False):
             _gains(axes, found.arms[found.arms.arm == arm], places)
             page.heading(axes, letter, f"{found.arms.arm_label[found.arms.arm == arm].iloc[0]}: gold gained")
@@ -84,7 +86,8 @@ def _agreement(axes: Axes, quality: pd.DataFrame, places: Mapping[str, float]) -
         else:
             axes.plot([value], [y + 0.3], "o", color=LIGHT_GREY, markersize=2.2, zorder=2)
     axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1)
-    axes.set_xlim(0.35, 1.02)
+    least = float(quality[["agreement_with_gold", "agreement_with_gold_low"]].min(axis=None))
+    axes.set_xlim(min(0.4, least - 0.03), 1.03)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel("dashed: chance")
@@ -111,13 +114,14 @@ def _mark(axes: Axes, x: float, y: float, ends: Sequence[Any], color: str, face:
 
 
 def _paid(axes: Axes, whole: pd.DataFrame, places: Mapping[str, float]) -> None:
-    """Labels bought, at the right of the last panel."""
+    """Labels and editor's revisions bought, at the right of the last panel."""
     style: dict[str, Any] = {"ha": "right", "va": "center", "size": SMALL}
     for line in whole.itertuples():
-        axes.annotate(f"{line.preference_labels:,.0f}", (1.0, places[str(line.source)]), xytext=(46, 0),
+        edits = f", {line.demonstrations:,.0f}" if line.demonstrations else ""
+        axes.annotate(f"{line.preference_labels:,.0f}{edits}", (1.0, places[str(line.source)]), xytext=(58, 0),
                       xycoords=axes.get_yaxis_transform(), textcoords="offset points", **style)  # fmt: skip
-    axes.annotate("labels\nbought", (1.0, 1.0), xytext=(46, 3), xycoords="axes fraction", textcoords="offset points",
-                  ha="right", va="bottom", size=SMALL, color=GREY, linespacing=1.05)  # fmt: skip
+    axes.annotate("labels, edits\nbought", (1.0, 1.0), xytext=(58, 3), xycoords="axes fraction",
+                  textcoords="offset points", ha="right", va="bottom", size=SMALL, color=GREY)  # fmt: skip
 
 
 def _rounds(axes: Axes, rounds: pd.DataFrame) -> None:

@@ -55,21 +55,22 @@ def feedback_tables(
     names: Mapping[str, tuple[str, str]],
     *,
     labels: Mapping[str, str],
-    arms: Mapping[str, str],
+    titles: Mapping[str, tuple[str, str]],
     cards: Sequence[Mapping[str, Any]],
     revised: Sequence[Mapping[str, Any]],
     resamples: int = 2000,
 ) -> Feedback:
     """The tables of a comparison of sources.
 
-    ``compared`` and ``rows``: of the arms by their names, ``names``: name -> (source, arm). ``labels``: source -> what
-    people call it, the first being what others are compared with; ``arms``: the same of arms. ``cards``, ``revised``:
-    as ``experiments.ai_feedback`` reads them. Raises ValueError if ``cards`` is empty.
+    ``compared`` and ``rows``: of the arms by their names, ``names``: name -> (source, arm), in the order of the table.
+    ``labels``: source -> what people call it, the first being what others are compared with; ``titles``: name of an
+    arm, and of the baseline -> what people call it, and whose labels it learnt from. ``cards``, ``revised``: as
+    ``experiments.ai_feedback`` reads them. Raises ValueError if ``cards`` is empty.
     """
     if not cards:
         raise ValueError("ai_feedback: no source has labels")
     quality = pd.DataFrame([line for one in cards for line in _quality_lines(one, labels[one["source"]])])
-    table = _arm_table(compared, rows, names, labels, arms, resamples)
+    table = _arm_table(compared, rows, names, next(iter(labels)), titles, resamples)
     return Feedback(quality, table, *_revision_tables(revised), compared.level)
 
 
@@ -108,8 +109,8 @@ def _arm_table(
     compared: Comparison,
     rows: pd.DataFrame,
     names: Mapping[str, tuple[str, str]],
-    labels: Mapping[str, str],
-    arms: Mapping[str, str],
+    first: str,
+    titles: Mapping[str, tuple[str, str]],
     resamples: int,
 ) -> pd.DataFrame:
     table = compared.table[compared.table.domain == ALL].set_index("arm")
@@ -122,24 +123,18 @@ def _arm_table(
     for name in names:
         own = cells[cells.arm == name]
         strata[name] = Arm(name, own, prompts).strata("gold", domains)[0] if len(own) else {}
-    first = next(iter(labels))
     against = {arm: name for name, (source, arm) in names.items() if source == first}
     kept = ["n_seeds", "n_expected", "status", "note", "gold", "gold_low", "gold_high", "gold_delta", "gold_delta_low"]
     kept += ["gold_delta_high", "pass1", "kl_nats", *LABEL_COSTS, "total_flops"]
-    lines = [{"arm": compared.baseline, "arm_label": arms[compared.baseline], "source": "", "label": ""}]
-    lines += [
-        {"arm": arm, "arm_label": arms[arm], "source": source, "label": labels[source]}
-        for arm in arms
-        for source in labels
-        if (source, arm) in names.values()
-    ]
-    for line in lines:
-        name = f"{line['arm']}.{line['source']}" if line["source"] else line["arm"]
-        line |= table.loc[name, kept].to_dict()
-        other = against.get(line["arm"])
-        known = line["source"] not in ("", first) and other is not None and strata[name] and strata[other]
+    lines = []
+    for name in (compared.baseline, *names):
+        source, arm = names.get(name, ("", name))
+        label, labels_by = titles[name]
+        other = against.get(arm)
+        known = source not in ("", first) and other is not None and strata[name] and strata[other]
         gap = bootstrap.difference(name, strata[name], str(other), strata[str(other)]) if known else None
-        line |= interval_columns("gold_against", gap)
+        line = {"arm": arm, "arm_label": label, "source": source, "label": labels_by, **table.loc[name, kept].to_dict()}
+        lines.append(line | interval_columns("gold_against", gap))
     return pd.DataFrame(lines)
 
 
