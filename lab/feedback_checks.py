@@ -27,12 +27,17 @@ from lab.typed import ConfigError, nearest
 WORLD_ATTRIBUTES = ("correctness", "opening", "closing", "tidiness")
 """What a principle of the world may speak of: the attributes that the world's editor can mend."""
 
+WITHOUT = ("pipelines", "build_benchmark", "real_reward_model")
+"""Experiments with pairs of their own making, which would leave ``feedback`` unread."""
+
 PLACEHOLDER = re.compile(r"\{(prompt|first|second|completion)\}")
 
 
 def check_feedback(config: LabConfig) -> None:
     """Raise ConfigError, naming the key, for feedback that cannot work."""
     if config.feedback is not None:
+        if config.experiment in WITHOUT:
+            raise ConfigError(f"feedback: experiment={config.experiment} does not take it; expected null")
         _check(config, "feedback", config.feedback)
     for name, source in config.label_sources.items():
         path = f"label_sources.{name}"

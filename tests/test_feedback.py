@@ -363,6 +363,11 @@ def test_feedback_that_cannot_work_is_refused_by_its_key(option: str, changes: d
         config(option, **changes)
 
 
+def test_an_experiment_that_would_not_read_it_refuses_feedback() -> None:
+    with pytest.raises(ConfigError, match="feedback: experiment=pipelines does not take it"):
+        check(dataclasses.replace(config("ai_labels"), experiment="pipelines"))
+
+
 def test_shipped_constitutions_are_numbered_and_whole() -> None:
     world = config("revisions").feedback
     assert isinstance(world, Revisions)
