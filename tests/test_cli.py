@@ -35,7 +35,7 @@ def test_help_is_quick_and_names_the_choices(tmp_path: Path) -> None:
         "python -m lab plan=true",
         "compare",
         "health",
-        "preferences: expert, file, noisy, verifier",
+        "quality: crowd, flip_00",
         "$(lab -sc",
     ):
         assert words in result.stdout

@@ -92,6 +92,15 @@ def needed(path: Path, tmp_path: Path) -> list[str]:
         return [f"preferences={name}", f"preferences.path={tmp_path / 'rows.jsonl'}"]
     if (group, name) == ("preferences", "file"):
         return [f"preferences={name}", f"preferences.path={tmp_path / 'rows.jsonl'}", "preferences.format=pairs"]
+    local = ["feedback=ai_labels_local", f"feedback.judge.path={tmp_path}"]
+    if group == "constitution":
+        return [*local, f"constitution@feedback.constitution={name}"]
+    if (group, name) == ("feedback", "ai_labels_local"):
+        return local
+    if (group, name) == ("feedback", "ai_labels_endpoint"):
+        return [f"feedback={name}", "feedback.judge.url=http://127.0.0.1:1/v1", "feedback.judge.model=some"]
+    if (group, name) == ("feedback", "revisions_written"):
+        return [f"feedback={name}", f"feedback.judge.path={tmp_path}", *checkpoint]
     if group == "pipeline":
         return ["experiment=pipelines", f"+pipeline@pipelines.one={name}", "pipelines.one.label=one"]
     return [f"{group}={name}"]
@@ -102,6 +111,7 @@ def needed(path: Path, tmp_path: Path) -> list[str]:
 )
 def test_every_file_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # model=smollm2 without its packages
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
     composed(*needed(path, tmp_path))
 
 
