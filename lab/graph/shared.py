@@ -22,7 +22,7 @@ from lab.config import (
 )
 from lab.config.data import KNOBS
 from lab.data.planned import plan_prompts
-from lab.graph.overlap import decontaminated, world_benchmark
+from lab.graph.overlap import EVALUATION, decontaminated, world_benchmark
 from lab.plan import Step, Work
 from lab.typed import ConfigError, plain
 
@@ -49,11 +49,10 @@ def _without(value: Any) -> Any:
 
 def preferences_identity(preferences: PreferencesConfig) -> dict[str, Any]:
     """What a preference pool is; knobs that are not turned are no part of it."""
-    still = {
-        field.name: field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-        for field in dataclasses.fields(preferences)
-        if field.name in KNOBS
-    }
+    fields = [field for field in dataclasses.fields(preferences) if field.name in KNOBS]
+    still = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    made = {field.name: field.default_factory for field in fields}
+    still |= {name: make() for name, make in made.items() if not isinstance(make, type(dataclasses.MISSING))}
     return {k: item for k, item in identity(preferences).items() if k not in still or item != plain(still[k])}
 
 
@@ -160,7 +159,8 @@ class Shared:
         if backbone.domains:
             settings["domains"] = dict(backbone.domains)
         corpus = self.step("data", settings, {}, f"{backbone.base.examples:,} demonstrations (base {backbone.name})")
-        corpus = decontaminated(self.config, {**self.data, "base": corpus}, self.benchmark_set, self.step)["base"]
+        measured_on = {split: self.data[split] for split in EVALUATION}
+        corpus = decontaminated(self.config, {"base": corpus, **measured_on}, self.benchmark_set, self.step)["base"]
         base = self.world_base(corpus, backbone.size, backbone.base)
         return base if backbone.sft is None else self.fine_tuned(base, backbone.sft, backbone.size, backbone.name)
 
