@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from lab.artifact import Context, canonical_json, sha256_text
 from lab.data.jsonl import read_rows, read_samples, write_records, write_samples
@@ -121,7 +121,7 @@ def stage(name: str, config: dict[str, Any], inputs: dict[str, Path], work: Path
 
 def run(data: Path, model: Path, work: Path, count: int, max_new_tokens: int) -> dict[str, Any]:
     """All of it; returns what was measured."""
-    constitution = yaml.safe_load(CONSTITUTION.read_text(encoding="utf-8"))
+    constitution = OmegaConf.to_container(OmegaConf.load(CONSTITUTION))
     solved, asked = gsm8k(data, count), xstest(data, count)
     draft(model, [prompt for prompt, _ in solved] + asked, work / "pool", max_new_tokens)
     revision = {"constitution": constitution, "reviser": {"kind": "written", "path": ""}, "rounds": 1,

@@ -92,7 +92,7 @@ class Reading:
         return self._digest or self._hash.hexdigest()
 
     def __iter__(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        source = self._hub_rows() if self.origin.hub else read_rows(Path(self.origin.path), skip=self._skip)
+        source: Any = self._hub_rows() if self.origin.hub else read_rows(Path(self.origin.path), skip=self._skip)
         with closing(source):
             for line, row in islice(source, self.origin.rows or None):
                 self.count += 1

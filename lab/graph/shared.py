@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,11 +48,8 @@ def _without(value: Any) -> Any:
 
 def preferences_identity(preferences: PreferencesConfig) -> dict[str, Any]:
     """What a preference pool is; knobs that are not turned are no part of it."""
-    fields = [field for field in dataclasses.fields(preferences) if field.name in KNOBS]
-    still = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    made = {field.name: field.default_factory for field in fields}
-    still |= {name: make() for name, make in made.items() if not isinstance(make, type(dataclasses.MISSING))}
-    return {k: item for k, item in identity(preferences).items() if k not in still or item != plain(still[k])}
+    unturned = plain(PreferencesConfig(**{k: item for k, item in vars(preferences).items() if k not in KNOBS}))
+    return {k: item for k, item in identity(preferences).items() if k not in KNOBS or item != unturned[k]}
 
 
 class Shared:
