@@ -39,11 +39,11 @@ def _check_filter(config: LabConfig, settings: FilterConfig) -> None:
 def check_rejection(path: str, settings: RejectionConfig, config: LabConfig) -> None:
     """Raise ConfigError for rejection sampling that has nothing to go by."""
     rule = settings.match if settings.rule == "random" else settings.rule
-    if rule != "correct" and settings.reward is None:
+    if rule in ("best", "share") and settings.reward is None:
         raise ConfigError(f"{path}.reward: missing, and rule {rule} needs scores")
     if settings.reward is not None:
         check_reward(f"{path}.reward", settings.reward, config)
-        if rule == "correct" and settings.reward.kind != "verifier":
-            raise ConfigError(f"{path}.reward.kind: rule correct asks the verifier, got {settings.reward.kind!r}")
+        if rule in ("correct", "majority") and settings.reward.kind != "verifier":
+            raise ConfigError(f"{path}.reward.kind: rule {rule} asks the verifier, got {settings.reward.kind!r}")
     if rule == "share" and not settings.share > 0:
         raise ConfigError(f"{path}.share: expected above 0, got {settings.share}")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lab.config import RejectionConfig, build
 from lab.data.jsonl import read_demonstrations, read_samples, write_records
-from lab.data.rejection import describe, eligible, in_turns, matched_random, select
+from lab.data.rejection import describe, eligible, in_turns, majority_scores, matched_random, select
 from lab.models import ModelSize, new_policy
 from lab.records import Completion, Ledger, Prompt
 from lab.stages import rejection, sft
@@ -56,11 +56,20 @@ def test_all_that_are_correct() -> None:
     assert select(SAMPLES, scores(1, 0, 1, 1, NAN, 1), "correct", eligible(SAMPLES), 0.5, 0) == [0, 2, 5]
 
 
+def test_all_that_give_the_majoritys_answer() -> None:
+    scores_N = majority_scores(SAMPLES, ["4", "5", "4", None, None, None], 0)
+    np.testing.assert_array_equal(scores_N, [1, 0, 1, NAN, NAN, NAN])
+    assert select(SAMPLES, scores_N, "majority", eligible(SAMPLES), 0.5, 0) == [0, 2]
+    np.testing.assert_array_equal(majority_scores(SAMPLES[3:], ["1", "1", None], 0), [1, 1, 0])
+
+
 def test_the_top_share_of_each_domain_whatever_its_level_of_scores() -> None:
     values = scores(10, 30, 20, 0, -2, -1)
     assert select(SAMPLES, values, "share", eligible(SAMPLES), 0.67, 0) == [1, 2, 5]  # floors of 2.01 and 1.34
     assert select(SAMPLES, values, "share", eligible(SAMPLES), 0.01, 0) == [1, 5]
-    with pytest.raises(ValueError, match=r"rejection\.rule: expected one of best, correct, share, got 'worst'"):
+    with pytest.raises(
+        ValueError, match=r"rejection\.rule: expected one of best, correct, majority, share, got 'worst'"
+    ):
         select(SAMPLES, values, "worst", eligible(SAMPLES), 0.5, 0)
 
 
@@ -200,4 +209,7 @@ def test_a_verifier_is_charged_and_gold_is_looked_at_only_where_it_pays(
     assert card["kept"]["samples"] == 48
     assert 0.6 < card["kept"]["gold"] < 0.9
     _, _, ledger = perform(inputs, tmp_path / "d", rule="share")
+    assert ledger == Ledger(generated_tokens=64)
+    _, card, ledger = perform(inputs, tmp_path / "e", rule="majority", reward=None)
+    assert (card["kept"]["samples"], card["kept"]["gold"]) == (48, 1.0)  # three of four are right, and agree
     assert ledger == Ledger(generated_tokens=64)

@@ -92,16 +92,17 @@ class FilterConfig:
 class RejectionConfig:
     """Rejection sampling: ``samples`` completions a prompt of ``split``, of which some become demonstrations.
 
-    rule "best": the highest score of each prompt; "correct": all that the verifier accepts; "share": the top ``share``
-    of each domain's samples by score; "random": for each prompt as many as ``match`` would keep, drawn at random (the
-    matched control, on the very same samples). distinct: a text counts once a prompt.
+    rule "best": the highest score of each prompt; "correct": all that the verifier accepts; "majority": all that give
+    the answer that most samples of the prompt give; "share": the top ``share`` of each domain's samples by score;
+    "random": for each prompt as many as ``match`` would keep, drawn at random (the matched control, on the very same
+    samples). distinct: a text counts once a prompt.
     """
 
-    rule: Literal["best", "correct", "share", "random"]
+    rule: Literal["best", "correct", "majority", "share", "random"]
     samples: int
     max_new_tokens: int
     reward: RewardConfig | None = None
-    match: Literal["best", "correct", "share"] = "best"
+    match: Literal["best", "correct", "majority", "share"] = "best"
     share: float = 0.25
     distinct: bool = False
     temperature: float = 1.0

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lab.best_of_n import vote
-from lab.records import Pair, derive_seed
+from lab.records import Outcome, Pair, Prompt, derive_seed
+from lab.verifiers import verify_many
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -73,6 +74,17 @@ def by_answers(chosen: Sequence[str | None], rejected: Sequence[str | None], maj
 def majorities(answers: Mapping[str, Sequence[str | None]], seed: int) -> dict[str, str | None]:
     """By prompt id: the answer that most of the prompt's samples give, ties at random by seed; None where none does."""
     return {prompt_id: vote(given, seed=seed, prompt_id=prompt_id) for prompt_id, given in answers.items()}
+
+
+def extract(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[str | None]:
+    """The answer that each prompt's verifier reads in a text, right or wrong; None where it reads none."""
+    answers: list[str | None] = [None] * len(texts)
+    known = [row for row, prompt in enumerate(prompts) if prompt.verifier is not None]
+    verdicts = verify_many([texts[row] for row in known], [prompts[row].gold for row in known])
+    for row, verdict in zip(known, verdicts, strict=True):
+        if verdict.outcome in (Outcome.CORRECT, Outcome.INCORRECT):
+            answers[row] = verdict.extracted
+    return answers
 
 
 # ---------------------------------------------------------------- what is kept

@@ -1,8 +1,9 @@
 """Rejection sampling as a pure function of scores: which of a policy's samples become demonstrations.
 
 "best" is best-of-n as a teacher (Nakano et al. 2021, arXiv:2112.09332; Touvron et al. 2023, arXiv:2307.09288, section
-3.2.3); "correct" is rejection-sampling fine-tuning (Yuan et al. 2023, arXiv:2308.01825); "share" keeps the top share.
-Every rule has its control: the same prompts, the same number of samples of each, chosen at random.
+3.2.3); "correct" is rejection-sampling fine-tuning (Yuan et al. 2023, arXiv:2308.01825); "majority" needs no truth,
+only a parser of answers (Huang et al. 2022, arXiv:2210.11610); "share" keeps the top share. Every rule has its control:
+the same prompts, the same number of samples of each, chosen at random.
 
 Axis suffixes: N samples of all prompts.
 """
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lab.data.filters import majorities
 from lab.records import Completion, Prompt, derive_seed
 
-RULES = ("best", "correct", "share")
+RULES = ("best", "correct", "majority", "share")
 
 Sampled = Sequence[tuple[Prompt, Completion]]
 
@@ -41,13 +43,14 @@ def select(
 ) -> list[int]:
     """The rows that ``rule`` keeps of ``rows``, ascending. A sample without a score (NaN) is never kept.
 
-    best: one of the highest of each prompt. correct: score above 0 (a verifier's). share: the floor(share x count)
+    best: one of the highest of each prompt. correct, majority: score above 0 (1 for a sample that the verifier accepts,
+    or that gives the majority's answer, see ``majority_scores``). share: the floor(share x count)
     highest of each domain's scored samples, at least 1. Ties are broken at random by seed, prompt and sample, so that
     a constant score picks like chance. Raises ValueError for an unknown rule.
     """
     known = [row for row in rows if not math.isnan(scores_N[row])]
     match rule:
-        case "correct":
+        case "correct" | "majority":
             return [row for row in known if scores_N[row] > 0]
         case "best":
             groups = _grouped(known, lambda row: samples[row][0].id)
@@ -59,6 +62,21 @@ def select(
             raise ValueError(f"rejection.rule: expected one of {', '.join(RULES)}, got {rule!r}")
     ranked = [sorted(group, key=lambda row: (-scores_N[row], _lot(samples[row], seed))) for group in groups]
     return sorted(row for group, size in zip(ranked, sizes, strict=True) for row in group[:size])
+
+
+def majority_scores(samples: Sampled, answers: Sequence[str | None], seed: int) -> NDArray[np.float64]:
+    """(N,): 1 for a sample that gives the answer most samples of its prompt give (ties at random by seed), 0 for any
+    other, NaN where no sample of the prompt has an answer."""
+    given: dict[str, list[str | None]] = {}
+    for (prompt, _), answer in zip(samples, answers, strict=True):
+        given.setdefault(prompt.id, []).append(answer)
+    majority = majorities(given, seed)
+    return np.array(
+        [
+            math.nan if majority[prompt.id] is None else float(answer == majority[prompt.id])
+            for (prompt, _), answer in zip(samples, answers, strict=True)
+        ]
+    )
 
 
 def matched_random(samples: Sampled, kept: Sequence[int], rows: Iterable[int], seed: int) -> list[int]:

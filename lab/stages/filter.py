@@ -23,6 +23,7 @@ from lab.data.filters import (
     by_verifier,
     by_vote,
     describe,
+    extract,
     keep,
     lots,
     majorities,
@@ -31,12 +32,11 @@ from lab.data.filters import (
 from lab.data.jsonl import read_pairs, read_samples, write_records
 from lab.models import pick_device
 from lab.online.watch import kinds_of
-from lab.records import Completion, Ledger, Outcome, Pair, Prompt
+from lab.records import Completion, Ledger, Pair, Prompt
 from lab.rewards import PairwiseSource, RewardSource, load_reward
 from lab.rewards.judge import JudgeReward
 from lab.rewards.truth import GoldReward, VerifierReward
 from lab.store import Context, StageResult
-from lab.verifiers import verify_many
 
 Floats = NDArray[np.float64]
 
@@ -153,27 +153,16 @@ def _margins(reward: Mapping[str, Any], inputs: Mapping[str, Path], sides: Sides
 def _by_answers(sides: Sides, samples: Path, seed: int) -> Floats:
     read = read_samples(samples)
     answers: dict[str, list[str | None]] = {prompt.id: [] for prompt in sides.prompts}
-    extracted = _extract([prompt for prompt, _ in read], [completion.text for _, completion in read])
+    extracted = extract([prompt for prompt, _ in read], [completion.text for _, completion in read])
     for (prompt, _), answer in zip(read, extracted, strict=True):
         if prompt.id in answers:
             answers[prompt.id].append(answer)
     majority = majorities(answers, seed)
     return by_answers(
-        _extract(sides.prompts, [one.text for one in sides.chosen]),
-        _extract(sides.prompts, [one.text for one in sides.rejected]),
+        extract(sides.prompts, [one.text for one in sides.chosen]),
+        extract(sides.prompts, [one.text for one in sides.rejected]),
         [majority[prompt.id] for prompt in sides.prompts],
     )
-
-
-def _extract(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[str | None]:
-    """The answer that each prompt's verifier reads in a text, right or wrong; None where it reads none."""
-    answers: list[str | None] = [None] * len(texts)
-    known = [row for row, prompt in enumerate(prompts) if prompt.verifier is not None]
-    verdicts = verify_many([texts[row] for row in known], [prompts[row].gold for row in known])
-    for row, verdict in zip(known, verdicts, strict=True):
-        if verdict.outcome in (Outcome.CORRECT, Outcome.INCORRECT):
-            answers[row] = verdict.extracted
-    return answers
 
 
 def _completion(prompt: Prompt, number: int, text: str, truncated: bool) -> Completion:

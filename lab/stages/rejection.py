@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from lab.config import RejectionConfig, build, plain
 from lab.costs import forward_flops
+from lab.data.filters import extract
 from lab.data.jsonl import read_prompts, write_records, write_samples
-from lab.data.rejection import describe, eligible, in_turns, matched_random, select
+from lab.data.rejection import describe, eligible, in_turns, majority_scores, matched_random, select
 from lab.evaluation import Hardware
 from lab.models import decode_completions, encode_prompts, end_token_ids, load_policy, parameter_count
 from lab.online.watch import kinds_of
@@ -42,7 +43,8 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     only reported. Raises ValueError if the rule has nothing to go by, or keeps nothing.
     """
     settings = build(RejectionConfig, config, "rejection")
-    reward = _reward(settings)
+    rule = settings.match if settings.rule == "random" else settings.rule
+    reward = _reward(settings, rule)
     hardware = Hardware.of(context.resources)
     prompts = read_prompts(inputs["prompts"] / f"{settings.split}.jsonl")
     source = load_reward(reward, inputs, hardware.device)
@@ -50,13 +52,16 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     samples, ledger = _sample(settings, prompts, inputs["sft"] / "final", hardware)
     context.progress(1, 3, "scoring")
     owners, completions = [prompt for prompt, _ in samples], [completion for _, completion in samples]
-    scores_N = source.score(owners, completions)
+    if rule == "majority":
+        answers = extract(owners, [completion.text for completion in completions])
+        scores_N = majority_scores(samples, answers, settings.seed)
+    else:
+        scores_N = source.score(owners, completions)
     context.progress(2, 3, "choosing")
     truth = GoldReward() if settings.gold == "world" else VerifierReward()
     gold_N = truth.score(owners, completions)
 
     rows = eligible(samples, settings.distinct)
-    rule = settings.match if settings.rule == "random" else settings.rule
     kept = select(samples, scores_N, rule, rows, settings.share, settings.seed)
     if not kept:
         raise ValueError(
@@ -77,7 +82,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     asked = Counter(kinds_of(reward))
     ledger = replace(
         ledger,
-        verifier_calls=asked["verifier"] * sum(prompt.verifier is not None for prompt in owners),
+        verifier_calls=(rule != "majority") * asked["verifier"] * sum(prompt.verifier is not None for prompt in owners),
         gold_looks=asked["gold"] * len(samples),
         judge_calls=source.calls if isinstance(source, JudgeReward) else 0,
     )
@@ -86,13 +91,12 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     return StageResult(ledger, metrics)
 
 
-def _reward(settings: RejectionConfig) -> dict[str, Any]:
-    """The source that the rule (of a control: the rule it matches) goes by, as a plain RewardConfig."""
-    rule = settings.match if settings.rule == "random" else settings.rule
+def _reward(settings: RejectionConfig, rule: str) -> dict[str, Any]:
+    """What the rule goes by, as a plain RewardConfig. The majority reads answers by the verifier's parser."""
     given = plain(settings.reward)
-    if rule == "correct":
+    if rule in ("correct", "majority"):
         if given is not None and given["kind"] != "verifier":
-            raise ValueError(f"rejection.reward.kind: rule correct asks the verifier, got {given['kind']!r}")
+            raise ValueError(f"rejection.reward.kind: rule {rule} asks the verifier, got {given['kind']!r}")
         return {"kind": "verifier", "scale": 1.0}
     if given is None:
         raise ValueError(f"rejection.reward: missing, and rule {rule} needs scores")
