@@ -118,6 +118,7 @@ def test_committed_figures_are_those_that_their_sidecars_name(name: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_committed_figure_is_redrawn_byte_for_byte(name: str, tmp_path: Path) -> None:
     folder = KEPT / name
