@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
@@ -372,7 +371,7 @@ def test_shipped_constitutions_are_numbered_and_whole() -> None:
     world = config("revisions").feedback
     assert isinstance(world, Revisions)
     assert {one.attribute for one in world.constitution.principles} == set(WORLD_ATTRIBUTES)
-    general = yaml.safe_load((Path(CONF) / "constitution" / "general.yaml").read_text(encoding="utf-8"))
+    general = OmegaConf.to_container(OmegaConf.load(Path(CONF) / "constitution" / "general.yaml"))
     for found in (world.constitution, build(ConstitutionConfig, general)):
         assert [one.id for one in found.principles] == list(range(1, len(found.principles) + 1))
         assert all(one.principle and one.critique and one.revision for one in found.principles)
