@@ -163,6 +163,18 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "verdict": "of a crossing: crosses, none, open; of an effect: above, below 0, or open; of data - algorithm: "
         "data, algorithm, open; of a trend: supported, refuted, open",
     },
+    "pipelines": {
+        "pipeline": "name of the pipeline, option of pipeline=; empty: where pipelines start",
+        "pipeline_label": "name of the pipeline in the figure",
+        "number": "how many stages the policy has behind it",
+        "stage": "name of the stage, with its round where there are several",
+        "before": "arm of the policy that the stage starts from",
+        "paid_by": "what pays the stage: classifier, verifier, preferences, samples",
+        "gold_change": "gold after the stage less gold before it (of a contrast: of the first end less the other)",
+        "pass1_change": "the same of pass1",
+        "against": "what the pipeline's end is compared with",
+        "against_arm": "arm of that policy",
+    },
     "reward_models": {
         "own_lineage": "whether it starts from the policy's own base, SFT checkpoint or policy",
         "rb1": "score on the world's pairwise benchmark (after RewardBench)",
