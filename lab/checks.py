@@ -37,7 +37,7 @@ from lab.config import (
     WorldModel,
 )
 from lab.feedback_checks import check_feedback
-from lab.filter_checks import check_filters
+from lab.filter_checks import check_filters, check_rejection
 from lab.preference_checks import check_preferences
 from lab.records import DOMAINS
 from lab.reward_checks import check_candidate, check_reward, check_reward_model, check_watch, sampled_pairs
@@ -352,10 +352,7 @@ def _check_method(config: LabConfig, path: str, method: MethodConfig, reward: Re
             raise ConfigError(f"{path}.method.kl_batch: KTO pairs prompts with other rows' completions and needs 2")
     elif isinstance(method, RejectionMethod):
         _check_batch(f"{path}.method.training", method.training)
-        if method.sampling.reward is not None:
-            check_reward(f"{path}.method.sampling.reward", method.sampling.reward, config)
-        elif "correct" not in (method.sampling.rule, method.sampling.match):
-            raise ConfigError(f"{path}.method.sampling.reward: missing: rule {method.sampling.rule} needs scores")
+        check_rejection(f"{path}.method.sampling", method.sampling, config)
     elif isinstance(method, DirectMethod):
         _check_batch(f"{path}.method", method, sampled_pairs(config))
         _check_losses(f"{path}.method", method)
