@@ -318,8 +318,9 @@ def test_strengths_reach_the_artifact_and_faults_the_card(tmp_path: Path) -> Non
     path = tmp_path / "rows.jsonl"
     rows = [{**FINE, "instruction": f"Q{n}"} for n in range(12)]
     write_rows(path, [*rows, {"instruction": "broken"}])
-    drop = ("unrated", "unreadable")
-    planned = plan_pairs(PairsFileConfig("file", str(path), "ultrafeedback", 0.3, drop=drop, weights=WEIGHTS))
+    planned = plan_pairs(
+        PairsFileConfig("file", str(path), "ultrafeedback", 0.3, drop=("unrated", "unreadable"), weights=WEIGHTS)
+    )
     card = perform(pairs_file, planned.config, planned.resources, tmp_path / "out")
     pairs = [pair for name in ("pairs", "held_out") for pair in read_pairs(tmp_path / "out" / f"{name}.jsonl")]
     assert {(pair.strength, pair.annotator, pair.chosen) for pair in pairs} == {(2.25, "ultrafeedback", "best")}
@@ -406,8 +407,15 @@ def test_rows_for_sft_need_demonstrations(tmp_path: Path) -> None:
 @pytest.mark.data
 def test_real_pairs_are_streamed_into_an_artifact(tmp_path: Path, data_folder: Path) -> None:
     transcripts = data_folder / "hh-rlhf" / "harmless-base-test.jsonl.gz"
-    drop = ("identical", "duplicate", "oversized", "diverging")
-    planned = plan_pairs(PairsFileConfig("file", str(transcripts), "hh", drop=drop, max_characters=0))
+    planned = plan_pairs(
+        PairsFileConfig(
+            "file",
+            str(transcripts),
+            "hh",
+            drop=("identical", "duplicate", "oversized", "diverging"),
+            max_characters=0,
+        )
+    )
     card = perform(pairs_file, planned.config, planned.resources, tmp_path / "hh")
     assert card["rows"] == 2312
     assert card["faults"]["diverging"]["count"] == 5

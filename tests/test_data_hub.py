@@ -72,9 +72,9 @@ def test_splits_and_configurations_are_streamed(folder: Path) -> None:
 
 
 def test_what_is_not_there_is_named(folder: Path) -> None:
-    def refused(**place: str) -> str:
+    def refused(**place: Any) -> str:
         with pytest.raises(JsonlError) as caught:
-            rows(Origin(**{"path": f"hub:{folder}", **place}))
+            rows(Origin(**{"path": f"hub:{folder}"} | place))
         return str(caught.value)
 
     assert refused(split="validation").startswith(f"hub:{folder}/validation: cannot be opened: ValueError: Bad split")
