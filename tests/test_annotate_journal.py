@@ -67,6 +67,7 @@ def test_a_write_in_pieces_is_finished(tmp_path: Path, monkeypatch: pytest.Monke
     assert [row.answer for row in read_journal(tmp_path / "a.jsonl")] == ["left"]
 
 
+@pytest.mark.slow
 def test_a_last_line_cut_anywhere_is_kept_aside_and_nothing_else_is_lost(tmp_path: Path) -> None:
     whole = [json.dumps(answer(n, "good")).encode() + b"\n" for n in range(3)]
     for cut in range(1, len(whole[2])):

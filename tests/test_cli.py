@@ -124,6 +124,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_failure_and_says_so(tmp_path: Path) -> None:
     def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", SWEEP, *arguments]

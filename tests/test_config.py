@@ -142,7 +142,9 @@ def test_every_method_and_every_reward_composes_and_builds(tmp_path: Path, monke
     assert {name: kinds[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(
+    "scale", [scale if scale == "smoke" else pytest.param(scale, marks=pytest.mark.slow) for scale in SCALES]
+)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_at_every_scale(experiment: str, scale: str, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text("[]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lab.typed import ConfigError
 CONF = str(Path(__file__).parents[1] / "conf")
 
 
+@cache
 def config(*overrides: str) -> LabConfig:
     with initialize_config_dir(CONF, version_base="1.3"):
         return load(compose("config", overrides=["scale=smoke", *overrides]))

@@ -61,6 +61,7 @@ def launched(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "plugin", "where"),
     [
@@ -88,6 +89,7 @@ def test_a_sweep_is_collected_whatever_launched_it(launcher: str, plugin: str, w
     assert record["overrides"] == ["seeds=1", "first_seed=7"]
 
 
+@pytest.mark.slow
 def test_what_an_experiment_sweeps_is_planned_and_the_command_line_wins(tmp_path: Path) -> None:
     result = launched(tmp_path, "experiment=rm_size", "backbone=xs", "seeds=1")
     said = [line.split(maxsplit=2)[2] for line in result.stdout.splitlines() if line.startswith("collected")]

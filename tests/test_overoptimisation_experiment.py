@@ -306,6 +306,7 @@ def texts(figure: Any) -> list[str]:
     return [item.get_text() for item in figure.findobj(Text) if item.get_text()]
 
 
+@pytest.mark.slow
 def test_figures_are_redrawn_byte_for_byte(
     tmp_path: Path, found: Overoptimisation, watched: Monitoring, monkeypatch: pytest.MonkeyPatch
 ) -> None:

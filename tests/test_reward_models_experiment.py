@@ -375,6 +375,7 @@ def test_labels_of_the_association_lie_on_the_page_and_off_one_another(found: Re
             assert not any(box.overlaps(other) for other in boxes[:place])
 
 
+@pytest.mark.slow
 def test_redrawing_gives_the_same_bytes(found: RewardModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every = experiment.drawings()
     monkeypatch.setattr(experiment, "drawings", lambda: {"kinds": every["kinds"]})  # one of four: time

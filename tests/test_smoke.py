@@ -15,6 +15,8 @@ from lab.tables import read_rows
 
 ROOT = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.slow  # make smoke and the README's commands run the same in CI
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

@@ -400,6 +400,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+@pytest.mark.slow
 def test_collect_writes_what_redraw_draws_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "rm_size"
     finished(folder, ("l",))  # an earlier sweep, of another size
@@ -428,6 +429,7 @@ def test_collect_writes_what_redraw_draws_again(tmp_path: Path, capsys: pytest.C
     assert files(kept) == first
 
 
+@pytest.mark.slow
 def test_only_a_complete_sweep_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "save", lambda *_: [])
     assert rm_size.collect(finished(tmp_path / "all", ("xs", "m")), tmp_path / "all") == 0

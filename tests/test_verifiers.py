@@ -233,6 +233,7 @@ def test_math_bombs_time_out_and_the_next_answer_is_judged(hasty_math: Worker) -
     assert verify(r"\boxed{2}", {"verifier": "math", "answer": "2"}).correct
 
 
+@pytest.mark.slow
 def test_math_bombs_time_out_in_threads_and_in_asyncio(hasty_math: Worker) -> None:
     verdicts: dict[str, Outcome] = {}
 
