@@ -249,7 +249,7 @@ def test_the_settings_of_kto_and_of_rejection_sampling_are_checked() -> None:
         with pytest.raises(ConfigError, match=message):
             check(changed(sft_kto__kto={"method": method}))
     bare = dataclasses.replace(sampled, sampling=dataclasses.replace(sampled.sampling, reward=None))
-    with pytest.raises(ConfigError, match=r"sampling\.reward: missing: rule best needs scores"):
+    with pytest.raises(ConfigError, match=r"sampling\.reward: missing, and rule best needs scores"):
         check(changed(rejection__rejection={"method": bare}))
 
 

@@ -163,6 +163,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "verdict": "of a crossing: crosses, none, open; of an effect: above, below 0, or open; of data - algorithm: "
         "data, algorithm, open; of a trend: supported, refuted, open",
     },
+    "build_benchmark": {"set": "items the source was put to: built, built by gold (true labels), procedural"},
     "pipelines": {
         "pipeline": "name of the pipeline, option of pipeline=; empty: where pipelines start",
         "pipeline_label": "name of the pipeline in the figure",
