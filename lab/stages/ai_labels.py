@@ -39,7 +39,7 @@ from lab.rewards.judge import (
 )
 from lab.store import Context, StageResult
 
-CHUNK = 128
+CHUNK = 64
 """Pairs asked between two writes. Part of the recipe: the last bits of a verdict may depend on its batch."""
 
 

@@ -31,8 +31,9 @@ from lab.models import pick_device
 from lab.records import Completion, Demonstration, Ledger, Pair, Prompt, derive_seed
 from lab.store import Context, StageResult
 
-CHUNK = 128
-"""Drafts between two writes. Part of the recipe: the last bits of a model's logits may depend on its batch."""
+CHUNK, WRITTEN_CHUNK = 128, 16
+"""Drafts between two writes: of the world's reviser, and of one that writes at length. Part of the recipe: the last bits
+of a model's logits may depend on its batch."""
 
 Draft = tuple[Prompt, Completion]
 
@@ -78,9 +79,10 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     steps, spent = read_steps(kept, len(drafts), settings.rounds)
     resumed = f"{len(steps) // settings.rounds} of {len(drafts)} drafts" if steps else None
     with open(kept, "a", encoding="utf-8") as file:
-        for start in range(len(steps) // settings.rounds, len(drafts), CHUNK):
+        chunk = CHUNK if world else WRITTEN_CHUNK
+        for start in range(len(steps) // settings.rounds, len(drafts), chunk):
             before = reviser.read, reviser.generated
-            some = revise_chunk(reviser, drafts[start : start + CHUNK], settings, config["seed"])
+            some = revise_chunk(reviser, drafts[start : start + chunk], settings, config["seed"])
             steps += some
             tokens = {"read": reviser.read - before[0], "generated": reviser.generated - before[1]}
             spent = {name: spent[name] + count for name, count in tokens.items()}
@@ -89,7 +91,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
             file.write(json.dumps(tokens) + "\n")
             file.flush()
             os.fsync(file.fileno())
-            context.progress(min(start + CHUNK, len(drafts)), len(drafts), "drafts")
+            context.progress(min(start + chunk, len(drafts)), len(drafts), "drafts")
 
     rounds = by_round(steps, len(drafts), settings.rounds)
     final = rounds[-1]
