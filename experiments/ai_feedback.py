@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import compare
+from experiments.overlap import check_first
 from lab.config import ContinuedMethod, FewLabels, LabConfig, LabelSourceConfig, NoMethod, Revisions
 from lab.execute import Outcome, execute
 from lab.graph import FLOPS_PER_SECOND, ArmRun, Graph, build_graph, seeds_of
@@ -71,6 +72,7 @@ def run(config: LabConfig) -> int:
     if config.plan:
         print(plan.render(store, config.run.workers, FLOPS_PER_SECOND))
         return 0
+    check_first(config, plan.targets, store)
     outcome = execute(
         plan,
         store,

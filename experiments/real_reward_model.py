@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.overlap import check_first
 from lab.benchmarks.items import Item, Scores, read_items, read_scores
 from lab.benchmarks.readers import digest, read_benchmark
 from lab.config import (
@@ -80,6 +81,7 @@ def run(config: LabConfig) -> int:
     if config.plan:
         print(plan.render(store, config.run.workers, FLOPS_PER_SECOND))
         return 0
+    check_first(config, graph.steps, store)
     outcome = execute(
         plan,
         store,
