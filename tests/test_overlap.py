@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from experiments import overlap as gate
 from lab.__main__ import CONF, load
-from lab.config import ConfigError, LabConfig, OverlapConfig, build
+from lab.config import ConfigError, CountsConfig, JsonlData, LabConfig, OverlapConfig, build
 from lab.data.jsonl import read_demonstrations, write_records, write_rows
 from lab.data.overlap import (
     KINDS,
@@ -33,7 +33,7 @@ from lab.data.overlap import (
 )
 from lab.filter_checks import check_filters
 from lab.graph import build_graph
-from lab.graph.overlap import check_steps
+from lab.graph.overlap import check_steps, decontaminated
 from lab.plan import Plan, Step
 from lab.records import Demonstration, Prompt
 from lab.stages import decontaminate, overlap
@@ -341,6 +341,19 @@ def test_dropping_makes_other_data_that_all_training_takes(config: LabConfig) ->
     (check,) = check_steps(with_overlap(config, near="drop"), graph.steps)
     assert raw.isdisjoint(check.input_keys.values())  # what is trained on is what is checked
     assert graph.data["rl"].config["evaluation"]["benchmark"] == "items.jsonl"
+
+
+def test_the_answers_of_a_file_are_dropped_with_its_prompts(config: LabConfig) -> None:
+    counts = CountsConfig(preference=2, rl=2, evaluation=2, tuning=2)
+    data = JsonlData("jsonl", "rows.jsonl", "question", "answer", "gsm8k", "math", 2, counts)
+    splits = ("sft", "preference", "rl", "evaluation", "tuning")
+    whole = Step("data", {"counts": dict.fromkeys(splits, 2)})
+    settings = dataclasses.replace(with_overlap(config, exact="drop"), data=data)
+    cleaned = decontaminated(settings, dict.fromkeys(splits, whole), None, Step)
+    assert len({cleaned[split].key for split in ("sft", "preference", "rl")}) == 1
+    assert cleaned["evaluation"] == cleaned["tuning"] == whole
+    files = ["sft.jsonl", "preference.jsonl", "rl.jsonl", "preference_demonstrations.jsonl"]
+    assert cleaned["sft"].config["files"] == files
 
 
 def test_a_pool_that_is_contaminated_on_purpose_is_checked_itself(config: LabConfig) -> None:

@@ -107,7 +107,7 @@ def decontaminated(
     for step in dict.fromkeys(data[split] for split in TRAINING if split in data):
         splits = [split for split in TRAINING if data.get(split) == step]
         files = [f"{split}.jsonl" for split in splits]
-        if step.config["kind"] == "jsonl" and "preference" in splits:
+        if isinstance(config.data, JsonlData) and "preference" in splits:
             files.append("preference_demonstrations.jsonl")
         cleaned |= dict.fromkeys(splits, _without(config.overlap, step, files, data, benchmark_set, make))
     return cleaned
