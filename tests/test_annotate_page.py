@@ -26,6 +26,7 @@ pytest.importorskip("nicegui")
 pytest.importorskip("selenium")
 
 from selenium import webdriver
+from selenium.common.exceptions import JavascriptException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -83,13 +84,23 @@ class Window:
 
     def open(self, url: str) -> None:
         self.driver.get(url)
-        self.wait(lambda: bool(self.driver.execute_script("return window.did_handshake === true")))
+        self.wait(self.connected)
+
+    def connected(self) -> bool:
+        return bool(self.driver.execute_script("return window.did_handshake === true"))
 
     def wait(self, true: Callable[[], bool]) -> None:
         end = time.monotonic() + 60
-        while not true():
-            assert time.monotonic() < end, self.one(".annotate").text
+        while not self.now(true):
+            assert time.monotonic() < end, self.text(".annotate")
             time.sleep(0.02)
+
+    def now(self, true: Callable[[], bool]) -> bool:
+        """Whether it holds; between two documents, while the page loads itself anew, nothing does."""
+        try:
+            return true()
+        except (JavascriptException, StaleElementReferenceException):
+            return False
 
     def one(self, css: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, css)
@@ -98,7 +109,7 @@ class Window:
         return str(self.driver.execute_script("return document.querySelector(arguments[0])?.textContent ?? ''", css))
 
     def key(self, key: str) -> None:
-        self.one("body").send_keys(key)
+        webdriver.ActionChains(self.driver).send_keys(key).perform()
 
     def style(self, css: str, name: str) -> Any:
         script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
@@ -209,6 +220,7 @@ def test_kill_9_and_start_again(folder: Path, window: Window) -> None:
     # The server is gone: the page says so, and a press is not taken for an answer.
     window.wait(lambda: window.one("#popup").get_attribute("aria-hidden") == "false")
     window.key("1")
+    window.driver.execute_script("window.beforeTheKill = true")
     assert (folder / "anna.jsonl").read_bytes() == before
     with open(folder / "anna.jsonl", "ab") as file:  # as if it had been killed while writing
         file.write(b'{"kind": "answer", "item": "ab')
@@ -218,7 +230,10 @@ def test_kill_9_and_start_again(folder: Path, window: Window) -> None:
         assert f"{len(ITEMS)} pairs, 2 of them answered by anna" in second.said
         assert "cut off in the middle of writing; it is kept in anna.jsonl.torn-" in second.said
         assert (folder / "anna.jsonl").read_bytes() == before
-        window.wait(lambda: window.one("#popup").get_attribute("aria-hidden") == "true")  # it comes back by itself
+        # It comes back by itself, as a new document.
+        window.wait(lambda: not window.driver.execute_script("return window.beforeTheKill === true"))
+        window.wait(window.connected)
+        window.wait(lambda: window.one("#popup").get_attribute("aria-hidden") == "true")
         window.shows(2)
         assert window.text(".prompt .text") == ITEMS[2].prompt
         time.sleep(0.5)
