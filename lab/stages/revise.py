@@ -32,8 +32,8 @@ from lab.records import Completion, Demonstration, Ledger, Pair, Prompt, derive_
 from lab.store import Context, StageResult
 
 CHUNK, WRITTEN_CHUNK = 128, 16
-"""Drafts between two writes: of the world's reviser, and of one that writes at length. Part of the recipe: the last bits
-of a model's logits may depend on its batch."""
+"""Drafts between two writes: of the world's reviser, and of one that writes at length. Part of the recipe: the last
+bits of a model's logits may depend on its batch."""
 
 Draft = tuple[Prompt, Completion]
 
