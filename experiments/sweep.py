@@ -119,6 +119,7 @@ class Collect(Callback):  # type: ignore[misc, unused-ignore]
             "overrides": list(_as_written(config)),
             "completed": done,
             "note": note.removeprefix(name),
+            "results": str(_results(config)),
         }
         _write(_reports(config) / f"{config.hydra.job.num}.json", report)
 
@@ -263,10 +264,13 @@ def read(point: Point, reports: Path) -> Point:
     said = json.loads(report.read_text(encoding="utf-8"))
     if tuple(said["overrides"]) != point.overrides:
         raise ValueError(f"{report}: is of {' '.join(said['overrides'])}, expected {' '.join(point.overrides)}")
+    point = replace(point, folder=Path(said["results"]))  # a run.results of the command line resolves only in the run
     path = point.folder / POINT
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     if record is not None and record["rows_sha256"] != _sha256(point.folder / "rows.parquet"):
         raise ValueError(f"{point.folder / 'rows.parquet'}: not the rows that {POINT} names; run the sweep again")
+    if said["completed"] and record is None and point.experiment in COLLECTORS:
+        return replace(point, status="failed", note=f"It ended without {path}.")
     if said["completed"]:
         return replace(point, status="complete", record=record)
     return replace(point, status="failed" if record is None else "partial", note=said["note"], record=record)

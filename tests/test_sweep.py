@@ -330,6 +330,20 @@ def test_what_became_of_a_run(tmp_path: Path) -> None:
         read(planned, reports)
 
 
+def test_results_lie_where_the_run_put_them(tmp_path: Path) -> None:
+    reports = tmp_path / "multirun" / ".points"
+    planned = point(tmp_path)  # as planned; a run.results of the command line resolves differently in the run
+    config = job(tmp_path, 0)
+    config.run.results = "elsewhere"
+    Collect().on_job_end(config, ended())
+    nothing = read(planned, reports)
+    assert (nothing.status, nothing.folder) == ("failed", tmp_path / "elsewhere")
+    assert nothing.note == f"It ended without {tmp_path / 'elsewhere' / 'point.json'}."
+    write_record(tmp_path / "elsewhere")
+    found = read(planned, reports)
+    assert (found.status, found.record is not None) == ("complete", True)
+
+
 def test_a_plan_or_a_single_run_touches_nothing(tmp_path: Path) -> None:
     write_record(tmp_path / "results")
     Collect().on_job_start(job(tmp_path, 0, plan=True))
