@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import compare
-from experiments.overlap import check_first
+from experiments.running import carry_out
 from lab.config import ContinuedMethod, FewLabels, LabConfig, LabelSourceConfig, NoMethod, Revisions
-from lab.execute import Outcome, execute
-from lab.graph import FLOPS_PER_SECOND, ArmRun, Graph, build_graph, seeds_of
-from lab.plan import Plan, Step
+from lab.execute import Outcome
+from lab.graph import ArmRun, Graph, build_graph, seeds_of
+from lab.plan import Step
 from lab.records import Ledger
 from lab.store import Store
 from lab.typed import ConfigError
@@ -68,23 +68,9 @@ def run(config: LabConfig) -> int:
     Raises ConfigError unless exactly one source is the pool as it is, and if ``feedback`` is set too.
     """
     found, store = branches(config), Store(Path(config.run.store))
-    plan = Plan([baseline_run(found).evaluation, *(step for branch in found for step in branch.steps)])
-    if config.plan:
-        print(plan.render(store, config.run.workers, FLOPS_PER_SECOND))
-        return 0
-    check_first(config, plan.targets, store)
-    outcome = execute(
-        plan,
-        store,
-        workers=config.run.workers,
-        runner="lab.stages.run_stage",
-        warm_up="lab.warm_up",
-        offline=config.run.hub_offline,
-        flops_per_second=FLOPS_PER_SECOND,
-    )
-    if not outcome.ok:
-        print(outcome.summary(), file=sys.stderr)
-    return report(config, found, store, outcome)
+    steps = [baseline_run(found).evaluation, *(step for branch in found for step in branch.steps)]
+    outcome = carry_out(config, steps, store)
+    return 0 if outcome is None else report(config, found, store, outcome)
 
 
 def branches(config: LabConfig) -> list[Branch]:
@@ -186,7 +172,7 @@ def tabulate(
         baseline=baseline,
         costs={baseline: [dataclasses.asdict(Ledger())], **costs},
         failures={
-            name: [note for branch in found for note in compare._failures(branch.graph, outcome, name.split(".")[0])]
+            name: [note for branch in found for note in compare.failures(branch.graph, outcome, name.split(".")[0])]
             for name in names
         },
         k=config.evaluation.pass_k,

@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.running import carry_out
 from lab.config import LabConfig
-from lab.execute import execute
-from lab.graph import FLOPS_PER_SECOND
 from lab.graph.building import BUILT, BuildingGraph, build_building_graph
-from lab.plan import Plan
 from lab.store import Store
 from lab.typed import plain
 
@@ -34,24 +32,10 @@ def run(config: LabConfig) -> int:
     graph, store = build_building_graph(config), Store(Path(config.run.store))
     if graph.left_out:
         print(f"left out, they do not read prompts of a file: {', '.join(graph.left_out)}", file=sys.stderr)
-    plan = Plan(graph.steps)
-    if config.plan:
-        print(plan.render(store, config.run.workers, FLOPS_PER_SECOND))
-        return 0
-    outcome = execute(
-        plan,
-        store,
-        workers=config.run.workers,
-        runner="lab.stages.run_stage",
-        warm_up="lab.warm_up",
-        offline=config.run.hub_offline,
-        flops_per_second=FLOPS_PER_SECOND,
-    )
-    if not outcome.ok:
-        print(outcome.summary(), file=sys.stderr)
-        return 1
-    report(config, graph, store)
-    return 0
+    outcome = carry_out(config, graph.steps, store)
+    if outcome is not None and outcome.ok:
+        report(config, graph, store)
+    return 0 if outcome is None or outcome.ok else 1
 
 
 def report(config: LabConfig, graph: BuildingGraph, store: Store) -> None:

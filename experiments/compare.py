@@ -14,13 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.overlap import check_first
+from experiments.running import carry_out
 from experiments.sweep import write_point
 from lab.config import ArmConfig, BestOfNMethod, LabConfig
-from lab.execute import Outcome, execute
-from lab.graph import FLOPS_PER_SECOND, ArmRun, CandidateRun, Graph, PipelineGraph, build_graph, seeds_of
+from lab.execute import Outcome
+from lab.graph import ArmRun, CandidateRun, Graph, build_graph, seeds_of
 from lab.graph.filters import paid_for
-from lab.graph.overlap import check_steps
 from lab.plan import Plan, Step
 from lab.records import Ledger
 from lab.store import Store
@@ -30,31 +29,8 @@ from lab.typed import plain
 def run(config: LabConfig) -> int:
     """Print the plan (``plan=true``) or run it and write tables and figures; 0 if every arm finished."""
     graph, store = build_graph(config), Store(Path(config.run.store))
-    outcome = carry_out(config, graph, store)
+    outcome = carry_out(config, graph.steps, store)
     return 0 if outcome is None else report(config, graph, store, outcome)
-
-
-def carry_out(config: LabConfig, graph: Graph | PipelineGraph, store: Store) -> Outcome | None:
-    """Build what the store lacks, once the data is known not to overlap (``experiments.overlap``); None where only the
-    plan was asked for, which is printed. Raises ConfigError where an overlap is refused."""
-    plan = Plan(graph.steps)
-    if config.plan:
-        plan = Plan([*check_steps(config, graph.steps), *graph.steps])
-        print(plan.render(store, config.run.workers, FLOPS_PER_SECOND))
-        return None
-    check_first(config, graph.steps, store)
-    outcome = execute(
-        plan,
-        store,
-        workers=config.run.workers,
-        runner="lab.stages.run_stage",
-        warm_up="lab.warm_up",
-        offline=config.run.hub_offline,
-        flops_per_second=FLOPS_PER_SECOND,
-    )
-    if not outcome.ok:
-        print(outcome.summary(), file=sys.stderr)
-    return outcome
 
 
 def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> int:
@@ -97,7 +73,7 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
         baseline=baseline,
         costs={name: [dataclasses.asdict(one) for one in found] for name, found in ledgers.items()},
         upfront_flops=upfront,
-        failures={name: _failures(graph, outcome, name) for name in arms},
+        failures={name: failures(graph, outcome, name) for name in arms},
         k=config.evaluation.pass_k,
         resamples=config.run.resamples,
     )
@@ -247,7 +223,7 @@ def _upfront_flops(store: Store, graph: Graph, built: list[ArmRun], name: str) -
     return total
 
 
-def _failures(graph: Graph, outcome: Outcome, arm: str) -> list[str]:
+def failures(graph: Graph, outcome: Outcome, arm: str) -> list[str]:
     own = {
         step.key for run in graph.runs if run.arm == arm for step in (run.policy, run.evaluation) if step is not None
     }

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments import compare
 from experiments.reward_models import assert_comparable, complete_runs, failures, pool_scores
+from experiments.running import carry_out
 from lab.config import LabConfig, OnlineMethod
 from lab.execute import Outcome
 from lab.graph import ArmRun, CandidateRun, Graph, build_graph, seeds_of
@@ -57,7 +58,7 @@ def run(config: LabConfig) -> int:
     graph, store = build_graph(config), Store(Path(config.run.store))
     for one in graph.candidates:
         pool_scores(one)
-    outcome = compare.carry_out(config, graph, store)
+    outcome = carry_out(config, graph.steps, store)
     return 0 if outcome is None else report(config, graph, store, outcome)
 
 
@@ -145,7 +146,7 @@ def planned(config: LabConfig, graph: Graph, outcome: Outcome) -> list[Planned]:
         against = tuple(other for other in others if other in models and other != arm.model)
         label = config.arms[arm.arm].label.removeprefix("PPO × ")
         label = config.candidates[arm.candidate].label + label.removeprefix(label.split(",")[0])
-        note = "; ".join(compare._failures(graph, outcome, arm.arm))
+        note = "; ".join(compare.failures(graph, outcome, arm.arm))
         lines.append(Planned("rl", arm.model, label, len(seeds_of(config, config.arms[arm.arm])), against, note))
     return lines
 

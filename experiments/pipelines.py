@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.compare import carry_out
+from experiments.running import carry_out
 from lab.config import LabConfig
 from lab.execute import Outcome
 from lab.graph import PipelineGraph, StagePoint, build_pipelines
@@ -40,7 +40,7 @@ def run(config: LabConfig) -> int:
         if given:
             raise ConfigError(f"{key}: experiment=pipelines runs none, got {', '.join(given)}")
     graph, store = build_pipelines(config), Store(Path(config.run.store))
-    outcome = carry_out(config, graph, store)
+    outcome = carry_out(config, graph.steps, store)
     return 0 if outcome is None else report(config, graph, store, outcome)
 
 

@@ -11,13 +11,12 @@ The steps: convert (the first layers of a checkpoint) -> pairs_file -> reward_mo
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.overlap import check_first
+from experiments.running import carry_out
 from lab.benchmarks.items import Item, Scores, read_items, read_scores
 from lab.benchmarks.readers import digest, read_benchmark
 from lab.config import (
@@ -35,8 +34,7 @@ from lab.data.chat import opening
 from lab.data.jsonl import read_pairs, read_rows
 from lab.data.planned import plan_pairs
 from lab.data.sources import normalised_id
-from lab.execute import execute
-from lab.graph import FLOPS_PER_SECOND, identity
+from lab.graph import identity
 from lab.graph.shared import folder_digest
 from lab.plan import Plan, Step
 from lab.store import Store
@@ -77,25 +75,10 @@ class RealGraph:
 def run(config: LabConfig) -> int:
     """Print the plan (``plan=true``) or run it and write the tables; 0 if every step finished."""
     graph, store = build_graph(config), Store(Path(config.run.store))
-    plan = Plan(graph.steps)
-    if config.plan:
-        print(plan.render(store, config.run.workers, FLOPS_PER_SECOND))
-        return 0
-    check_first(config, graph.steps, store)
-    outcome = execute(
-        plan,
-        store,
-        workers=config.run.workers,
-        runner="lab.stages.run_stage",
-        warm_up="lab.warm_up",
-        offline=config.run.hub_offline,
-        flops_per_second=FLOPS_PER_SECOND,
-    )
-    if not outcome.ok:
-        print(outcome.summary(), file=sys.stderr)
-        return 1
-    report(config, graph, store)
-    return 0
+    outcome = carry_out(config, graph.steps, store)
+    if outcome is not None and outcome.ok:
+        report(config, graph, store)
+    return 0 if outcome is None or outcome.ok else 1
 
 
 # ---------------------------------------------------------------- the graph

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import compare
+from experiments.running import carry_out
 from lab.config import (
     CandidateConfig,
     ClassifierSource,
@@ -62,7 +63,7 @@ def run(config: LabConfig) -> int:
     graph, store = build_graph(config), Store(Path(config.run.store))
     for run in graph.candidates:
         pool_scores(run)
-    outcome = compare.carry_out(config, graph, store)
+    outcome = carry_out(config, graph.steps, store)
     return 0 if outcome is None else report(config, graph, store, outcome)
 
 
