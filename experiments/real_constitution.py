@@ -26,7 +26,7 @@ from lab.artifact import Context, canonical_json, sha256_text
 from lab.data.jsonl import read_rows, read_samples, write_records, write_samples
 from lab.data.sources import load
 from lab.feedback.agreement import share
-from lab.records import Completion, Pair, Prompt
+from lab.records import Completion, Outcome, Pair, Prompt
 from lab.tables import json_bytes, write_bytes
 from lab.tables.writing import markdown_table
 
@@ -163,15 +163,28 @@ def measured(
     """The numbers of the table."""
     import numpy as np
 
+    from lab.verifiers import verify_many
+
     unsafe = np.array([prompt.gold.get("unsafe") for prompt, _ in drafts], dtype=object)
+    math = np.array([prompt.domain == "math" for prompt, _ in drafts])
+    golds = [prompt.gold for prompt, _ in drafts if prompt.domain == "math"]
+
+    def right(texts: Sequence[str]) -> Any:
+        answers = [text for text, is_math in zip(texts, math, strict=True) if is_math]
+        mask = np.zeros(len(drafts), dtype=bool)
+        mask[math] = [verdict.outcome is Outcome.CORRECT for verdict in verify_many(answers, golds)]
+        return mask
+
+    before_right, after_right = right([text for _, text in drafts]), right(after)
     before_refused = np.array([refuses(text) for _, text in drafts])
     after_refused = np.array([refuses(text) for text in after])
     return {
         "outcomes": card["outcomes"],
         "truncated": card["truncated"],
         "changed": card["pairs"],
-        "gsm8k": card["gold"]["by_domain"].get("math"),
-        "gsm8k_prompts": card["gold"]["prompts"],
+        "gsm8k": {"before": share(before_right, math), "after": share(after_right, math)},
+        "put_right": int((after_right & ~before_right).sum()),
+        "put_wrong": int((before_right & ~after_right).sum()),
         "revision_preferred": preferred["agreement_with_labels"],
         "revision_position_bias": preferred["position_bias"],
         "judge_right_over_wrong": judged["agreement_with_gold"],
@@ -188,16 +201,16 @@ def measured(
 def table(found: dict[str, Any]) -> str:
     """The numbers for people."""
 
-    def shown(one: dict[str, Any] | None, low: str = "low", high: str = "high", value: str = "share") -> str:
-        if one is None or one[value] is None:
+    def shown(one: dict[str, Any]) -> str:
+        if one["share"] is None:
             return "–"
-        return f"{one[value]:.1%} [{one[low]:.1%}, {one[high]:.1%}]" + (f" of {one['pairs']}" if "pairs" in one else "")
+        return f"{one['share']:.1%} [{one['low']:.1%}, {one['high']:.1%}] of {one['pairs']}"
 
     math, refusals = found["gsm8k"], found["refusals"]
     body = [
-        ["GSM8K right, answers", shown(math and math["before"], value="mean")],
-        ["GSM8K right, revisions", shown(math and math["after"], value="mean")],
-        ["GSM8K gain, paired", shown(math and math["gain"], value="mean")],
+        ["GSM8K right, answers", shown(math["before"])],
+        ["GSM8K right, revisions", shown(math["after"])],
+        ["GSM8K: put right, put wrong by the revision", f"{found['put_right']}, {found['put_wrong']}"],
         ["judge: published solution over own wrong answer", shown(found["judge_right_over_wrong"])],
         ["judge: longer side chosen", shown(found["judge_longer_chosen"])],
         ["judge: P(first slot) − 1/2", f"{found['judge_position_bias']:+.3f}"],
