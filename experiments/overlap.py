@@ -15,6 +15,9 @@ from lab.graph.overlap import check_steps
 from lab.plan import Plan, Step
 from lab.store import Store
 
+REPORT = "overlap.json"
+"""The report's file, in the results of a run and of its stage."""
+
 
 def check_first(config: LabConfig, steps: Iterable[Step], store: Store) -> dict[str, Any] | None:
     """Measure the overlap of the steps' training sets with their evaluation sets, and act on it.
@@ -48,7 +51,7 @@ def _measure(config: LabConfig, step: Step, store: Store) -> dict[str, Any]:
     )
     if not outcome.ok:
         raise RuntimeError(f"overlap: the check failed, and nothing more was trained\n{outcome.summary()}")
-    report = json.loads((store.load(step.key).path / "overlap.json").read_text(encoding="utf-8"))
+    report = json.loads((store.load(step.key).path / REPORT).read_text(encoding="utf-8"))
     cleaned = [item for item in plan.steps if item.kind == "decontaminate"]
     return {
         **report,
@@ -58,7 +61,7 @@ def _measure(config: LabConfig, step: Step, store: Store) -> dict[str, Any]:
 
 
 def _write(config: LabConfig, report: Mapping[str, Any]) -> None:
-    path = Path(config.run.results) / "overlap.json"
+    path = Path(config.run.results) / REPORT
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     print(f"{summary(report)} ({path})")

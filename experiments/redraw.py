@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments import ai_feedback, overoptimisation, pipelines, reward_models
 from experiments.data_quality import NAME as DATA_QUALITY
+from experiments.overlap import REPORT as OVERLAP
 from experiments.rm_size import LEARNING
 from experiments.rm_size import NAME as RM_SIZE
 from lab.figures import COMPARE_ARMS, ArmStyle, headline, save
@@ -154,6 +155,8 @@ def keep(given: Path, kept: Path = KEPT) -> Path:
     files = [file for name in names for file in (FIGURES[name].tables, f"{name}.json", *FIGURES[name].texts)]
     for file in dict.fromkeys(["table.csv", "table.md", *files]):
         shutil.copyfile(given / file, folder / file)
+    if (given / OVERLAP).is_file():
+        shutil.copyfile(given / OVERLAP, folder / OVERLAP)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from lab.typed import ConfigError, build, nearest, plain
 
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path.parent != CONF and "hydra" not in path.parts)
 TOGETHER = ("method", "reward")  # put into arms of one composition: each composition takes a quarter of a second
+ABREAST = (("preferences", "backbone", "prompts"), ("quality", "filter"))  # they do not touch one another
 CROSSED = ("experiment", "scale")  # each with each
 SCALES = sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -70,8 +72,21 @@ def refused(default: dict[str, Any], **values: Any) -> str:
 # ---------------------------------------------------------------- every file
 
 
-def alone(path: Path) -> bool:
-    return path.parent.name not in (*TOGETHER, *CROSSED)
+def rows() -> list[tuple[Path, ...]]:
+    """Every file that is not put into an arm or crossed, those of one row to be composed together."""
+    of = {group.name: sorted(group.glob("*.yaml")) for group in CONF.iterdir() if group.is_dir()}
+    left = [path for path in FILES if path.parent.name not in (*TOGETHER, *CROSSED, *itertools.chain(*ABREAST))]
+    found = [(path,) for path in left if path.parent.name != "pipeline"]
+    found.append(tuple(path for path in left if path.parent.name == "pipeline"))
+    for groups in ABREAST:
+        for row in itertools.zip_longest(*(of[group] for group in groups)):
+            found.append(tuple(path for path in row if path is not None))
+    return found
+
+
+def test_no_file_is_forgotten() -> None:
+    composed_together = [path for row in rows() for path in row]
+    assert sorted(composed_together) == [p for p in FILES if p.parent.name not in (*TOGETHER, *CROSSED)]
 
 
 def needed(path: Path, tmp_path: Path) -> list[str]:
@@ -102,17 +117,15 @@ def needed(path: Path, tmp_path: Path) -> list[str]:
     if (group, name) == ("feedback", "revisions_written"):
         return [f"feedback={name}", f"feedback.judge.path={tmp_path}", *checkpoint]
     if group == "pipeline":
-        return ["experiment=pipelines", f"+pipeline@pipelines.one={name}", "pipelines.one.label=one"]
+        return ["experiment=pipelines", f"+pipeline@pipelines.one_{name}={name}", f"pipelines.one_{name}.label={name}"]
     return [f"{group}={name}"]
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in FILES if alone(path)], ids=lambda path: f"{path.parent.name}-{path.stem}"
-)
-def test_every_file_composes_and_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("row", rows(), ids=lambda row: "+".join(f"{path.parent.name}-{path.stem}" for path in row))
+def test_every_file_composes_and_builds(row: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # model=smollm2 without its packages
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    composed(*needed(path, tmp_path))
+    composed(*dict.fromkeys(word for path in row for word in needed(path, tmp_path)))
 
 
 def test_every_method_and_every_reward_composes_and_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -95,13 +96,15 @@ def imports(source: str, module: str, package: bool, top_only: bool = False) -> 
     return names
 
 
-def imports_of(module: str, top_only: bool = False) -> set[str]:
+@functools.cache
+def imports_of(module: str, top_only: bool = False) -> frozenset[str]:
     path = MODULES[module]
-    return imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py", top_only)
+    return frozenset(imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py", top_only))
 
 
-def own_imports_of(module: str, top_only: bool = False) -> set[str]:
-    return {name for name in imports_of(module, top_only) if name in MODULES and name != module}
+@functools.cache
+def own_imports_of(module: str, top_only: bool = False) -> frozenset[str]:
+    return frozenset(name for name in imports_of(module, top_only) if name in MODULES and name != module)
 
 
 def layer_name(module: str) -> str:

@@ -15,6 +15,7 @@ SUFFIXES: Mapping[str, str] = {
     "_chance": "what guessing scores on {}",
     "_longer_wins": "what preferring the longer one scores on {}",
     "_rate": "{} as a share",
+    "_pairs": "pairs that {} is a share of",
 }
 """A column that ends so, and is not in the glossary itself, says this of the column before the ending."""
 
@@ -270,6 +271,35 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "onset_rollout": "rollout of the onset",
         "last_good": "optimizer steps at the last checkpoint before it",
         "alarm": "rollout of the alarm",
+    },
+    "ai_feedback": {
+        "source": "who labelled, a key of label_sources",
+        "arm_label": "name of the method",
+        "gold_against": "gold less that of the same method on the first source's labels, paired by prompt",
+        "by_judge": "whether a judge labelled, or else the annotator",
+        "agreement_with_gold": "share of the labels that have the pair as gold has it",
+        "labels_with_gold": "the same of the annotator's labels, on the same pairs",
+        "agreement_with_labels": "share of the judge's labels that are the annotator's",
+        "fresh_prompts": "agreement_with_gold on prompts that the judge has learnt nothing from",
+        "longer_chosen": "share of pairs whose longer completion is the chosen one",
+        "longer_is_better": "share of pairs whose longer completion gold prefers",
+        "asked": "pairs that were to be labelled",
+        "unanswered": "of these, pairs without a verdict",
+        "undecided": "of these, pairs whose two orders cancel out exactly",
+        "ties_by_gold": "labelled pairs whose two sides gold finds equally good",
+        "position_bias": "mean of P(first slot) - 1/2 over pairs and orders",
+        "inconsistent": "share of pairs whose verdict turns with the order",
+        "judge_accuracy": "share of held-out pairs on which the judge says what the annotator says",
+        "before": "gold of the drafts",
+        "after": "gold of the last revisions",
+        "gain": "gold of the revisions less that of the drafts, paired by prompt; of a principle: a time it was applied",
+        "round": "principles met: 0, the draft",
+        "principle": "number of the principle in the constitution",
+        "text": "the principle",
+        "applied": "drafts that met the principle",
+        "revised": "of these, drafts that were revised",
+        "unusable": "of these, verdicts or revisions that could not be used",
+        "critique": "share of the reviser's verdicts that are right",
     },
 }
 """Experiment -> column -> meaning, where it differs or is of that experiment alone."""
