@@ -21,7 +21,7 @@ from lab.plan import Plan
 from lab.store import Store
 from lab.world.vocabulary import tokenizer as world_tokenizer
 
-WORDS = [word for word in world_tokenizer().get_vocab() if word.isalpha()][:40]
+WORDS = sorted(word for word in world_tokenizer().get_vocab() if word.isalpha())[:40]
 
 
 @pytest.fixture(scope="module", autouse=True)
