@@ -33,7 +33,7 @@ setup: $(READY) ## the virtual environment alone
 $(READY): requirements/lock.txt pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install $(PIP_ARGS) --quiet "$$(grep '^torch==' requirements/lock.txt)"
-	$(PIP) install $(PIP_ARGS) --quiet -r requirements/lock.txt
+	$(PIP) install $(PIP_ARGS) --quiet --no-deps --no-compile -r requirements/lock.txt
 	$(PIP) install $(PIP_ARGS) --quiet --no-deps --no-build-isolation -e .
 	rm -f $(VENV)/.ready-*
 	touch $@
@@ -51,10 +51,10 @@ figures: $(READY) ## draw the committed figures again from their committed table
 	$(RUN) -m experiments.redraw $(ARGS)
 
 test: $(READY) ## the fast tests
-	$(RUN) -m pytest -n 2 -m "not slow and not gpu" $(TESTS)
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(TESTS)
 
 test-slow: $(READY) ## the tests that take minutes
-	$(RUN) -m pytest -m "slow and not gpu" $(TESTS)
+	$(RUN) -m pytest -n 2 --dist loadfile -m "slow and not gpu" $(TESTS)
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	$(RUN) -m pytest -m gpu $(TESTS)

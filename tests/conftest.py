@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A third of the time to import torch and its company goes into looking for garbage among modules that stay.
+gc.disable()
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,6 +63,12 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now is looked at no more."""
+    gc.freeze()
+    gc.enable()
 
 
 def _folder(variable: str, default: str) -> Path:

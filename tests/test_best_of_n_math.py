@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -155,15 +154,6 @@ def test_draws_of_the_whole_curve_have_the_tables_intervals() -> None:
     np.testing.assert_allclose(np.quantile(draws_BK, 0.025, axis=0), table.gold_gain_low, atol=1e-12)
     np.testing.assert_allclose(np.quantile(draws_BK, 0.975, axis=0), table.gold_gain_high, atol=1e-12)
     assert np.corrcoef(draws_BK[:, 1], draws_BK[:, 2])[0, 1] > 0.3  # one draw of seeds and prompts for all n
-
-
-def test_a_whole_study_takes_seconds() -> None:
-    rng = np.random.default_rng(0)
-    gold_PN = rng.normal(size=(300, 64))
-    begun = time.process_time()
-    for _ in range(4):  # of 20 reward models
-        gold_curve(rng.normal(size=(5, 300, 64)), gold_PN, [1, 2, 4, 8, 16, 32, 64])
-    assert time.process_time() - begun < 2.0
 
 
 # -------------------------------------------------------------------------------------------------------- voting

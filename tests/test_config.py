@@ -121,6 +121,7 @@ def needed(path: Path, tmp_path: Path) -> list[str]:
     return [f"{group}={name}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", rows(), ids=lambda row: "+".join(f"{path.parent.name}-{path.stem}" for path in row))
 def test_every_file_composes_and_builds(row: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # model=smollm2 without its packages
@@ -155,9 +156,8 @@ def test_every_method_and_every_reward_composes_and_builds(tmp_path: Path, monke
     assert {name: kinds[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize(
-    "scale", [scale if scale == "smoke" else pytest.param(scale, marks=pytest.mark.slow) for scale in SCALES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_at_every_scale(experiment: str, scale: str, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text("[]")

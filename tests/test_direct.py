@@ -280,7 +280,10 @@ def test_batches_are_whole_and_epochs_are_shuffled(rows: int, batch: int, epochs
     assert rows == 3 or order != whole_batches(rows, batch, epochs, 1)
 
 
-@pytest.mark.parametrize(("loss", "sides"), [("kto", "both"), ("kto", "one"), ("apo_zero_unpaired", "both")])
+@pytest.mark.parametrize(
+    ("loss", "sides"),
+    [("kto", "both"), ("kto", "one"), pytest.param("apo_zero_unpaired", "both", marks=pytest.mark.slow)],
+)
 def test_kto_raises_what_is_good_and_lowers_what_is_bad(
     sft: Path, pool: Path, tmp_path: Path, loss: str, sides: str
 ) -> None:

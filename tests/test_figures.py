@@ -22,6 +22,8 @@ from lab.figures import COMPARE_ARMS, ArmStyle, headline, save
 from lab.figures.style import SMALL, resolve
 from tests.synthetic_rows import EFFECTS, evaluation_rows, ledgers, plan
 
+pytestmark = pytest.mark.slow  # drawing takes seconds
+
 SOURCES = {"runs": {"sft": ["0a1b"]}, "table_sha256": "cd", "version": "0.1"}
 
 

@@ -322,6 +322,7 @@ def test_figures_are_redrawn_byte_for_byte(
     assert before == {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in drawn}
 
 
+@pytest.mark.slow
 def test_the_figures_say_what_the_tables_say(found: Overoptimisation, watched: Monitoring) -> None:
     plain = json.loads(json.dumps(payload(found, watched)))
     said = texts(overoptimisation_figure(from_payload(plain)[0]))

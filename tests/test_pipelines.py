@@ -312,6 +312,7 @@ def test_pools_are_joined_with_the_newest_ones_held_out_pairs(tmp_path: Path) ->
     assert result.metrics["pools"] == [1] * 11
 
 
+@pytest.mark.slow
 def test_an_online_stage_is_held_to_the_reference_that_it_is_given(tmp_path: Path) -> None:
     for name, seed in (("start", 1), ("anchor", 2)):
         new_policy(ModelSize(16, 2, 2, 32), tokenizer(), seed=seed).save_pretrained(tmp_path / name / "final")
@@ -430,6 +431,7 @@ def test_the_claim_follows_from_the_rows(checked: float, others: float, verdict:
     assert re.findall(r"\((raised|lowered|no change shown)\)", lines[1]) == list(said)
 
 
+@pytest.mark.slow
 def test_a_missing_stage_stays_in_the_table_with_its_reason() -> None:
     there = rows()[(rows().arm != "grpo_verifier") & ~((rows().arm == "dpo") & (rows().seed == 2))]
     given = tables(there, failures={"grpo_verifier": ["it broke"]}, costs={**ledgers(ARMS), "grpo_verifier": []})

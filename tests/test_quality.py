@@ -293,6 +293,7 @@ def words(figure: Figure) -> str:
     return " | ".join(texts)
 
 
+@pytest.mark.slow
 def test_the_figure_counts_and_names_what_is_missing(whole_figure: Figure, partial_figure: Figure) -> None:
     assert "12 of 12 points, 5 seeds each" in words(whole_figure)
     assert "Incomplete" not in words(whole_figure)
@@ -305,6 +306,7 @@ def test_the_figure_counts_and_names_what_is_missing(whole_figure: Figure, parti
     assert "no crossing in the range" in said
 
 
+@pytest.mark.slow
 def test_marks_stand_where_the_tables_say(whole: Quality, whole_figure: Figure) -> None:
     flips, strip = whole_figure.axes[0], whole_figure.axes[1]
     own = on_axis(whole.table, "flips")
@@ -323,6 +325,7 @@ def test_marks_stand_where_the_tables_say(whole: Quality, whole_figure: Figure) 
     assert forest == list(kept.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["whole_figure", "partial_figure"])
 def test_text_is_legible_inside_the_page_and_does_not_overlap(which: str, request: pytest.FixtureRequest) -> None:
     figure = request.getfixturevalue(which)
@@ -342,6 +345,7 @@ def test_text_is_legible_inside_the_page_and_does_not_overlap(which: str, reques
         assert not box.overlaps(other), (one, two)
 
 
+@pytest.mark.slow
 def test_nothing_at_all_still_draws() -> None:
     described, _ = synthetic_quality.points((0, 1), lost=NAMES[1:])
     for point in described:
@@ -381,6 +385,7 @@ def finished(folder: Path, lost: tuple[str, ...] = (), policy: str = "v") -> lis
     return points
 
 
+@pytest.mark.slow
 def test_collect_writes_what_redraw_draws_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,6 +408,7 @@ def test_collect_writes_what_redraw_draws_again(
         redraw.redraw(kept)
 
 
+@pytest.mark.slow
 def test_only_a_complete_sweep_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lab.figures.save", lambda *_: [])
     assert data_quality.collect(finished(tmp_path), tmp_path) == 0

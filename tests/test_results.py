@@ -90,6 +90,7 @@ def test_another_folder_by_the_environment(root: Path, monkeypatch: pytest.Monke
     assert results.names() == ["data_quality", "rm_size"]
 
 
+@pytest.mark.slow
 def test_it_loads_from_anywhere_and_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom lab import results\nprint(len(results.load('rm_size')))\n"

@@ -301,6 +301,7 @@ def test_other_pools_are_named() -> None:
 # ---------------------------------------------------------------------------------------------------------- sentences
 
 
+@pytest.mark.slow
 def test_sentences_follow_the_numbers() -> None:
     of = pool(prompts=40)
     good, bad = measured(of, SKILL, 1), measured(of, SKILL | {"outcome": 3.0, "process": 0.0}, 1)
@@ -348,6 +349,7 @@ def test_tables_survive_their_file(found: RewardModels, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
+@pytest.mark.slow
 def test_every_figure_says_what_is_missing_and_keeps_its_text_legible(partial: RewardModels) -> None:
     plain = json.loads(json.dumps(payload(partial)))
     for name, drawing in experiment.drawings().items():
@@ -363,6 +365,7 @@ def test_every_figure_says_what_is_missing_and_keeps_its_text_legible(partial: R
             assert "gold" not in {text.get_text() for text in texts}
 
 
+@pytest.mark.slow
 def test_labels_of_the_association_lie_on_the_page_and_off_one_another(found: RewardModels) -> None:
     figure = experiment.drawings()["association"](payload(found), {"note": None})
     renderer = FigureCanvasAgg(figure).get_renderer()

@@ -206,6 +206,7 @@ def words(figure: Figure) -> str:
     return " | ".join(texts)
 
 
+@pytest.mark.slow
 def test_the_figure_counts_and_names_what_is_missing(whole_figure: Figure, partial_figure: Figure) -> None:
     assert "10 of 10 runs, 3 seeds each." in words(whole_figure)
     assert "Incomplete" not in words(whole_figure)
@@ -217,6 +218,7 @@ def test_the_figure_counts_and_names_what_is_missing(whole_figure: Figure, parti
         assert part in said
 
 
+@pytest.mark.slow
 def test_marks_stand_where_the_table_says(whole: SizeSweep, whole_figure: Figure) -> None:
     best, ppo, forest = (whole_figure.axes[place] for place in (1, 2, 3))
     for axes, name in ((best, "best_of_16_delta"), (ppo, "ppo_delta")):
@@ -232,6 +234,7 @@ def test_marks_stand_where_the_table_says(whole: SizeSweep, whole_figure: Figure
     assert sorted(drawn) == sorted(shown.slope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["whole_figure", "partial_figure"])
 def test_text_is_legible_inside_the_page_and_does_not_overlap(which: str, request: pytest.FixtureRequest) -> None:
     figure = request.getfixturevalue(which)
@@ -251,6 +254,7 @@ def test_text_is_legible_inside_the_page_and_does_not_overlap(which: str, reques
         assert not box.overlaps(other), (one, two)
 
 
+@pytest.mark.slow
 def test_one_prompt_set_or_no_result_at_all_still_draws() -> None:
     points, rows = tiny({key: gold for key, gold in GOLDS.items() if key[1] == "hard"})
     assert "hard prompts" in words(draw(size_sweep(points, rows, ns=(16,), resamples=50)))

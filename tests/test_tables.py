@@ -189,6 +189,7 @@ def test_a_curve_uses_the_prompts_that_all_its_points_share() -> None:
     assert line(found.table, "dpo").gold == pytest.approx((0.3 + 0.8) / 2)  # but it is in the table
 
 
+@pytest.mark.slow
 def test_the_order_of_rows_does_not_matter() -> None:
     rows = evaluation_rows(SMALL, prompts=3, points=2)
     there = tables.compare(rows, expected=plan(SMALL), resamples=50)

@@ -225,6 +225,7 @@ def test_math_gold_is_kept_as_it_was_written() -> None:
     assert math.parse_gold({"answer": 3, "note": "n"}) == {"verifier": "math", "answer": "3", "note": "n"}
 
 
+@pytest.mark.slow
 def test_math_bombs_time_out_and_the_next_answer_is_judged(hasty_math: Worker) -> None:
     for bomb in ("9**9**9", r"So it is \boxed{99999999!}.", "(x+y+z+w)^{200}"):
         start = time.process_time()
@@ -274,6 +275,7 @@ def test_math_ten_megabytes_are_too_long_at_once() -> None:
     assert time.monotonic() - start < 1
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_math_third_party_cases() -> None:
     """No false positive. False negatives: 1 of 64 extended (prose in Chinese without any marker), 0 of 112 core."""

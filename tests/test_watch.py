@@ -263,6 +263,7 @@ def test_a_watched_run_is_bitwise_the_run_without_watchers(policy: Path, artifac
     assert [{k: v for k, v in row.items() if k not in new} for row in told(watched)] == told(alone)
 
 
+@pytest.mark.slow
 def test_signals_survive_resuming(policy: Path, artifact: Path, tmp_path: Path) -> None:
     class FailingMembers(Members):
         calls = 0
