@@ -29,7 +29,8 @@ help: ## this list
 setup: $(READY) ## the virtual environment alone
 
 # torch first and by itself: the other packages would otherwise let pip choose it, with gigabytes that a laptop
-# has no use for. The project itself last, editable, its dependencies already there.
+# has no use for. The lock is complete, so nothing is looked up (--no-deps), and what is never imported is never compiled.
+# The project itself last, editable, its dependencies already there.
 $(READY): requirements/lock.txt pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(PIP) install $(PIP_ARGS) --quiet "$$(grep '^torch==' requirements/lock.txt)"
