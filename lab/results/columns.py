@@ -292,7 +292,8 @@ OWN: Mapping[str, Mapping[str, str]] = {
         "judge_accuracy": "share of held-out pairs on which the judge says what the annotator says",
         "before": "gold of the drafts",
         "after": "gold of the last revisions",
-        "gain": "gold of the revisions less that of the drafts, paired by prompt; of a principle: a time it was applied",
+        "gain": "gold of the revisions less that of the drafts, paired by prompt; "
+        "of a principle: a time it was applied",
         "round": "principles met: 0, the draft",
         "principle": "number of the principle in the constitution",
         "text": "the principle",
