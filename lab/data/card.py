@@ -1,20 +1,73 @@
-"""What a set of preference pairs is like: counts, agreement with the truth, lengths, agreement between annotators,
-duplicates and leakage. Pure functions of records; the same card for simulated, stated and filtered pairs."""
+"""The card that is written beside every set of data, and what it says of preference pairs: counts, agreement with the
+truth, lengths, agreement between annotators, duplicates and leakage, of simulated, stated and filtered pairs alike."""
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
-
-from scipy.stats import binomtest
 
 from lab.data.sources import normalised_id
 from lab.records import Pair
 
+FILES = ("card.json", "card.md")
+"""A card's files, in the folder of its data."""
+
+SHOWN = 8
+"""``card.md`` shows so many entries of a list; ``card.json`` has them all."""
+
 PFirst = Callable[[int], float]
 """Of pair i: the probability, by the labeller's own definition, that it states the truly better one."""
+
+
+def write_card(folder: Path, card: Mapping[str, Any], title: str, text: str | None = None) -> None:
+    """``card.json`` and ``card.md`` in ``folder``; ``text`` instead of a line a fact. Raises ValueError for NaN."""
+    data = json.dumps(card, indent=2, allow_nan=False) + "\n"
+    (folder / "card.json").write_text(data, encoding="utf-8")
+    (folder / "card.md").write_text(text or _page(title, list(_facts(card))), encoding="utf-8")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of the data in ``folder``; empty where it has none."""
+    path = folder / "card.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
+def _facts(card: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, str]]:
+    """One fact a line: "lengths, chosen, mean", "12.5"."""
+    for key, value in card.items():
+        name = f"{inside}, {key}" if inside else str(key)
+        match value:
+            case Mapping():
+                yield from _facts(value, name)
+            case list() | tuple():
+                more = f", and {len(value) - SHOWN:,} more" if len(value) > SHOWN else ""
+                yield name, (", ".join(map(_said, value[:SHOWN])) or "none") + more
+            case _:
+                yield name, _said(value)
+
+
+def _said(value: Any) -> str:
+    match value:
+        case None:
+            return "not known"
+        case bool() | str():
+            return str(value).replace("|", "\\|").replace("\n", " ")
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.4g}"
+        case _:
+            return json.dumps(value).replace("|", "\\|")
+
+
+def _page(title: str, lines: Sequence[tuple[str, str]], note: str = "") -> str:
+    body = "\n".join(f"| {name} | {text} |" for name, text in lines)
+    return f"# {title}\n\n| | |\n| --- | --- |\n{body}\n" + (f"\n{note}\n" if note else "")
 
 
 def describe(
@@ -91,6 +144,8 @@ def _leaked(pairs: Sequence[Pair], texts: Collection[str]) -> int:
 def _share(name: str, hits: int, count: int) -> dict[str, float | None]:
     if not count:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
+    from scipy.stats import binomtest  # a second to import, and most stages only write a card
+
     found = binomtest(hits, count).proportion_ci(0.95, method="wilson")
     return {name: hits / count, f"{name}_low": float(found.low), f"{name}_high": float(found.high)}
 
@@ -138,5 +193,4 @@ def markdown(card: Mapping[str, Any], title: str) -> str:
         lines.append(("agreement between annotators", text))
     if "leakage" in card:
         lines.append(("pairs on prompts of other splits", listed(card["leakage"])))
-    body = "\n".join(f"| {name} | {text} |" for name, text in lines)
-    return f"# {title}\n\n| | |\n| --- | --- |\n{body}\n\n[Shares with 95% Wilson intervals.]\n"
+    return _page(title, lines, "[Shares with 95% Wilson intervals.]")

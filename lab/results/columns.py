@@ -75,7 +75,8 @@ GLOSSARY: Mapping[str, str] = {
     "prompt_tokens": "prompt tokens processed",
     "generated_tokens": "tokens sampled",
     "training_flops": "floating-point operations of training",
-    "sampling_flops": "floating-point operations of sampling and scoring",
+    "sampling_flops": "floating-point operations of sampling, and of judges and revisers; a reward model's scoring of "
+    "rollouts is not counted",
     "total_flops": "training_flops + sampling_flops, reward models and labels included",
     "compute_flops": "floating-point operations spent up to this point, reward models included",
     "wall_seconds": "seconds on the machine that ran it",

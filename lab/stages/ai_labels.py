@@ -20,6 +20,7 @@ import numpy as np
 
 from lab.config import ConstitutionConfig, build
 from lab.costs import forward_flops
+from lab.data.card import write_card
 from lab.data.jsonl import read_pairs, write_records
 from lab.feedback.agreement import label_card, relabel
 from lab.feedback.constitution import comparison, drawn
@@ -88,7 +89,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     taught = read_pairs(inputs["taught"] / "pairs.jsonl") if "taught" in inputs else []
     card = label_card(pairs, orders.first, margins(pairs, config["gold"]), frozenset(one.prompt.id for one in taught))
     card |= {"annotator": config["annotator"], **orders.report(), "taught_pairs": len(taught)}
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    write_card(out, card, "Pairs labelled by a judge")
 
     learnt = carried(inputs["taught"]).preference_labels if "taught" in inputs else 0
     pool = dataclasses.replace(carried(inputs["pairs"]), preference_labels=learnt, wall_seconds=0.0)

@@ -24,6 +24,7 @@ from lab.benchmarks.building_files import read_completion_file
 from lab.benchmarks.building_files import stated_answer as stated_in_file
 from lab.benchmarks.items import write_items
 from lab.benchmarks.scoring import longest_is_right, words
+from lab.data.card import write_card
 from lab.data.jsonl import read_prompts
 from lab.data.sources import file_digest
 from lab.models import pick_device
@@ -118,7 +119,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         "longer_wins_words": {how: _longer_wins(found) for how, found in both.items()},
         "longer_rejected": _length_ranks(built),
     }
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write_card(out, card, "Benchmark built from models' completions")
     context.progress(4, 4, f"{len(built)} items")
     by_gold = [p.id for p in prompts if config["labels"] == "gold" or p.domain in config.get("gold_domains", ())]
     gold = sum(len(voted[prompt_id]) for prompt_id in by_gold)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lab.benchmarks.building import Limits, select
 from lab.benchmarks.building_files import read_prompt_file, read_training_prompts
+from lab.data.card import write_card
 from lab.data.jsonl import write_records
 from lab.data.overlap import EvaluationIndex, jaccard, normalise, shingles
 from lab.data.sources import file_digest
@@ -62,7 +63,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         "compared_with": {"training": training.texts, "evaluation": measured.texts},
         "near_duplicates": config["near_duplicates"],
     }
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write_card(out, card, "Prompts for a benchmark")
     context.progress(3, 3)
     return StageResult(Ledger(), {"prompts": len(clean), **card["dropped"]})
 

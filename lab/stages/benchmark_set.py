@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from lab.benchmarks.items import Item, write_items
 from lab.benchmarks.readers import Loaded, digest, from_hub, read_benchmark
 from lab.benchmarks.scoring import longest_is_right, words
+from lab.data.card import write_card
 from lab.records import Ledger
 from lab.store import Context, StageResult
 
@@ -42,7 +42,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
             raise ValueError(f"benchmark.kind: expected world, file or hub, got {other!r}")
     write_items(out / "items.jsonl", loaded.items)
     card = {"kind": config["kind"], "items": len(loaded.items), "dropped": loaded.dropped, **_card(loaded.items)}
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write_card(out, card, "Benchmark of reward models")
     context.progress(1, 1, f"{len(loaded.items)} items")
     return StageResult(Ledger(), card)
 

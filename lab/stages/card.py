@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lab.config import PreferencesConfig, build
-from lab.data.card import describe, markdown
+from lab.data.card import describe, markdown, write_card
 from lab.data.jsonl import read_pairs, read_prompts, read_rows, read_samples
 from lab.data.labelling import Candidate, Labeller
 from lab.records import Completion, Ledger, Pair
@@ -53,8 +52,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
             for split in config["splits"]
         },
     )
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (out / "card.md").write_text(markdown(card, config["title"]), encoding="utf-8")
+    write_card(out, card, config["title"], markdown(card, config["title"]))
     return StageResult(Ledger(), card)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab.data.card import write_card
 from lab.data.jsonl import write_records
 from lab.data.origin import Origin
 from lab.data.sources import load, split
@@ -43,7 +43,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         write_records(out / f"{name}.jsonl", rows)
         card["splits"][name] = _summary(rows)
         context.progress(done, len(splits), name)
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_card(out, card, f"Prompts and demonstrations: {config['kind']}")
     used = sum(len(rows) for name, rows in splits.items() if name in ("base", "sft"))
     return StageResult(Ledger(demonstrations=used), card)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.artifact import MANIFEST
+from lab.data.card import FILES, read_card, write_card
 from lab.data.jsonl import read_rows, write_rows
 from lab.data.overlap import EvaluationIndex, prompt_texts
 from lab.records import Ledger
@@ -47,11 +48,11 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         dropped[file] = {"rows": overlap.rows, "kept": kept, "dropped": len(left_out)}
         context.progress(done, len(config["files"]), file)
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in (*config["files"], MANIFEST, "card.json", "overlap.json"):
+        if path.is_file() and path.name not in (*config["files"], MANIFEST, *FILES, "overlap.json"):
             shutil.copyfile(path, out / path.name)
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8")) if (folder / "card.json").is_file() else {}
+    card = read_card(folder)
     card["decontaminated"] = {"drop": list(config["drop"]), "files": dropped}
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_card(out, card, "Data without what overlaps")
     (out / "overlap.json").write_text(
         json.dumps({"training": found}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )

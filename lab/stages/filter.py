@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from lab.artifact import MANIFEST
 from lab.config import AnswerRule, FilterConfig, ScoreRule, VerifierRule, VoteRule, build, plain
+from lab.data.card import FILES, read_card, write_card
 from lab.data.filters import (
     by_answers,
     by_margin,
@@ -107,12 +107,10 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
 
     write_records(out / "pairs.jsonl", [pair for pair, stays in zip(pairs, kept, strict=True) if stays])
     for path in sorted(inputs["pairs"].iterdir()):
-        if path.is_file() and path.name not in ("pairs.jsonl", "card.json", MANIFEST):
+        if path.is_file() and path.name not in ("pairs.jsonl", *FILES, MANIFEST):
             shutil.copyfile(path, out / path.name)
-    own = inputs["pairs"] / "card.json"
-    card = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {}
-    card["filter"] = report
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    card = {**read_card(inputs["pairs"]), "filter": report}
+    write_card(out, card, "Preference pairs, filtered")
     context.progress(2, 2)
     before, after = report["before"], report["after"]
     metrics = {"pairs": after["pairs"], "pairs_before": before["pairs"], "agreement_with_gold": after["agreement"],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lab.data.card import write_card
 from lab.data.jsonl import read_pairs, write_records
 from lab.feedback.pool import carried, copy_rest
 from lab.records import Pair
@@ -28,7 +28,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     write_records(out / "pairs.jsonl", kept)
     copy_rest(inputs["pairs"], out)
     card = {"pairs": len(kept), "of": len(pairs), "domains": domains(kept)}
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_card(out, card, "The first pairs of a pool")
     spent = carried(inputs["pairs"])
     paid = min(spent.preference_labels, len(kept))
     return StageResult(dataclasses.replace(spent, preference_labels=paid, wall_seconds=0.0), card)

@@ -6,7 +6,6 @@ the order of ``lab.data.preference_files.split_pairs``.
 
 from __future__ import annotations
 
-import json
 import statistics
 from array import array
 from bisect import bisect_left
@@ -15,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lab.data.card import write_card
 from lab.data.jsonl import decode_pair, encode_record, write_lines, write_records
 from lab.data.origin import Origin
 from lab.data.preference_files import Fault, PairScan, check_share, is_held_out, rank, tie_break
@@ -82,7 +82,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
         "training": lengths.card(),
         "held_out": held_out_lengths.card(),
     }
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_card(out, card, "Preference pairs of a file")
     context.progress(1, 1)
     metrics = {"rows": scan.rows, "pairs": len(used), "held_out": len(held_out), "beyond_limit": unused,
                "longer_wins": card["held_out"]["longer_wins"]}  # fmt: skip

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lab.data.card import write_card
 from lab.records import Ledger
 from lab.store import Context, StageResult
 
@@ -28,6 +28,6 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     for name in ("held_out.jsonl", "reference.jsonl"):
         shutil.copyfile(pools[-1] / name, out / name)
     card = {"pairs": sum(counts), "pools": counts}
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_card(out, card, "Preference pools, put together")
     context.progress(1, 1)
     return StageResult(Ledger(), card)

@@ -8,7 +8,6 @@ order: they measure a reward model against gold, and no training reads them.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import Any
 
 from lab.config import PreferencesConfig, build
 from lab.costs import forward_flops
+from lab.data.card import write_card
 from lab.data.jsonl import read_demonstrations, read_prompts, write_records, write_rows, write_samples
 from lab.data.labelling import (
     RATING_WEIGHTS,
@@ -96,7 +96,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     if settings.labels_per_pair > 1:
         write_rows(out / "votes.jsonl", ({"votes": [list(vote) for vote in own]} for own in labelled.votes))
     card = describe(labelled.pairs, {prompt.id: (prompt, found) for prompt, found in training})
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_card(out, card, "Preference pool")
     return StageResult(writer.ledger(len(labelled.pairs), len(completions)), card)
 
 

@@ -5,7 +5,6 @@ What it writes is read by the ``sft`` stages as their "data" (``split`` "sft"), 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from lab.config import RejectionConfig, build, plain
 from lab.costs import forward_flops
+from lab.data.card import write_card
 from lab.data.filters import extract
 from lab.data.jsonl import read_prompts, write_records, write_samples
 from lab.data.rejection import describe, eligible, in_turns, majority_scores, matched_random, select
@@ -76,7 +76,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     write_samples(out / "samples.jsonl", samples)
     _write_scores(out / "scores.parquet", samples, scores_N, gold_N, kept)
     card = {"rule": settings.rule, "match": rule, "reward": reward["kind"], **describe(samples, scores_N, gold_N, kept)}
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_card(out, card, "Demonstrations by rejection sampling")
     context.progress(3, 3)
 
     asked = Counter(kinds_of(reward))

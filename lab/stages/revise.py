@@ -20,6 +20,7 @@ import numpy as np
 
 from lab.config import RevisionConfig, WorldReviser, build
 from lab.costs import forward_flops
+from lab.data.card import write_card
 from lab.data.jsonl import read_samples, write_records
 from lab.feedback.constitution import drawn
 from lab.feedback.gains import gains, principle_lines
@@ -111,7 +112,7 @@ def run(config: Mapping[str, Any], inputs: Mapping[str, Path], out: Path, contex
     shutil.copyfile(kept, out / "steps.jsonl")
     card = describe(drafts, rounds, config["gold"], world, settings)
     card |= {"demonstrations": len(whole), "pairs": len(changed)}
-    (out / "card.json").write_text(json.dumps(card, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    write_card(out, card, "Answers revised under a constitution")
 
     own = Ledger(
         prompt_tokens=spent["read"],
