@@ -1,7 +1,7 @@
 """Critique and revision in the world: an editor who knows the truth, and the tokens by which a model learns from him.
 
 Nobody in the world reads, so a principle is a token of its own; what the editor does about it is the training data of
-the small reviser (docs/decisions/0004-critique-and-revision-in-the-world.md).
+the small reviser (docs/decisions/0002-critique-and-revision-in-the-world.md).
 """
 
 from __future__ import annotations
