@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.running import carry_out
+from experiments.scoring import charged, with_scoring
 from experiments.sweep import write_point
 from lab.config import ArmConfig, BestOfNMethod, LabConfig
 from lab.execute import Outcome
@@ -59,7 +60,11 @@ def report(config: LabConfig, graph: Graph, store: Store, outcome: Outcome) -> i
     owned = {f"{run.arm}, seed {run.seed}": provenance(graph, store, run) for run in built}
     assert_comparable(owned)
     shared = next(iter(owned.values()))
-    rows = read_rows([store.load(run.evaluation.key).path / "rows.parquet" for run in built])
+    rows = with_scoring(
+        read_rows([store.load(run.evaluation.key).path / "rows.parquet" for run in built]),
+        {run.evaluation.key: run.policy or run.evaluation for run in built},
+        store,
+    )
     path = folder / "rows.parquet"
     rows.to_parquet(path.with_suffix(".tmp"), index=False, compression="zstd")
     path.with_suffix(".tmp").replace(path)
@@ -205,9 +210,7 @@ def ledger(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> Ledger
         steps += paid_for(graph.pairs)
     total = Ledger(tuning_trials=arm.tuning_trials)
     for step in steps:
-        manifest = store.manifest(step.key)
-        spent = Ledger(**manifest["ledger"])
-        total += dataclasses.replace(spent, wall_seconds=manifest["duration_seconds"])
+        total += charged(store, step)
     return total
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.running import carry_out
+from experiments.scoring import charged
 from lab.config import LabConfig
 from lab.execute import Outcome
 from lab.graph import PipelineGraph, StagePoint, build_pipelines
@@ -173,8 +174,7 @@ def ledger(graph: PipelineGraph, store: Store, point: StagePoint) -> Ledger:
     )
     total = Ledger(tuning_trials=trials)
     for step in graph.spent_on(point.policy):
-        manifest = store.manifest(step.key)
-        spent = dataclasses.replace(Ledger(**manifest["ledger"]), wall_seconds=manifest["duration_seconds"])
+        spent = charged(store, step)
         own_samples = "data" in step.inputs and step.inputs["data"].kind == "rejection"
         if step.kind == "data" or own_samples:  # what was written but not used, and what no person wrote
             spent = dataclasses.replace(spent, demonstrations=0)

@@ -75,8 +75,7 @@ GLOSSARY: Mapping[str, str] = {
     "prompt_tokens": "prompt tokens processed",
     "generated_tokens": "tokens sampled",
     "training_flops": "floating-point operations of training",
-    "sampling_flops": "floating-point operations of sampling, and of judges and revisers; a reward model's scoring of "
-    "rollouts is not counted",
+    "sampling_flops": "floating-point operations of sampling, and of scoring what was sampled",
     "total_flops": "training_flops + sampling_flops, reward models and labels included",
     "compute_flops": "floating-point operations spent up to this point, reward models included",
     "wall_seconds": "seconds on the machine that ran it",
