@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axis import Tick
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -21,7 +19,6 @@ from experiments import data_quality, redraw, sweep
 from experiments.sweep import Point
 from lab.figures import provenance
 from lab.figures.quality import quality_figure
-from lab.figures.style import SMALL
 from lab.tables.quality import (
     Quality,
     axis_of,
@@ -34,6 +31,7 @@ from lab.tables.quality import (
 )
 from lab.tables.quality_text import crossing_said, findings, from_payload, place_said, summary, terminal
 from tests import synthetic_quality
+from tests.legible import assert_legible
 from tests.synthetic_quality import FLIPS, NAMES
 from tests.test_tables import frame, row
 
@@ -328,21 +326,7 @@ def test_marks_stand_where_the_tables_say(whole: Quality, whole_figure: Figure) 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["whole_figure", "partial_figure"])
 def test_text_is_legible_inside_the_page_and_does_not_overlap(which: str, request: pytest.FixtureRequest) -> None:
-    figure = request.getfixturevalue(which)
-    FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    ticks = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
-    boxes = []
-    for text in figure.findobj(Text):
-        if not text.get_visible() or not text.get_text().strip() or text in ticks:
-            continue
-        assert text.get_fontsize() >= SMALL, text.get_text()
-        box = text.get_window_extent()
-        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text.get_text()
-        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text.get_text()
-        boxes.append((text.get_text(), box.padded(-0.5)))
-    for (one, box), (two, other) in itertools.combinations(boxes, 2):
-        assert not box.overlaps(other), (one, two)
+    assert_legible(request.getfixturevalue(which))
 
 
 @pytest.mark.slow

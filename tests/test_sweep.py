@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
-from matplotlib.axis import Tick
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from omegaconf import DictConfig, OmegaConf
@@ -23,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import redraw, rm_size, sweep
 from experiments.sweep import Collect, Point, assert_comparable, gather_rows, home, read
 from lab import figures
-from lab.figures.style import SMALL
 from lab.figures.sweep import size_figure
 from lab.tables.sweep import SizeSweep, only_hard, size_sweep, slope_weights, t_interval, verdict
 from tests import synthetic_sweep
+from tests.legible import assert_legible
 from tests.test_tables import frame, row
 
 # ---------------------------------------------------------------------------------------------------------- estimators
@@ -237,21 +235,7 @@ def test_marks_stand_where_the_table_says(whole: SizeSweep, whole_figure: Figure
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["whole_figure", "partial_figure"])
 def test_text_is_legible_inside_the_page_and_does_not_overlap(which: str, request: pytest.FixtureRequest) -> None:
-    figure = request.getfixturevalue(which)
-    FigureCanvasAgg(figure)
-    figure.draw_without_rendering()
-    ticks = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
-    boxes = []
-    for text in figure.findobj(Text):
-        if not text.get_visible() or not text.get_text().strip() or text in ticks:
-            continue
-        assert text.get_fontsize() >= SMALL, text.get_text()
-        box = text.get_window_extent()
-        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, text.get_text()
-        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, text.get_text()
-        boxes.append((text.get_text(), box.padded(-0.5)))
-    for (one, box), (two, other) in itertools.combinations(boxes, 2):
-        assert not box.overlaps(other), (one, two)
+    assert_legible(request.getfixturevalue(which))
 
 
 @pytest.mark.slow

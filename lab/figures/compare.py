@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
 
+from lab.figures.labels import inches
+from lab.figures.page import wrap
 from lab.figures.style import (
     BASE,
     FAMILIES,
@@ -63,7 +63,7 @@ class _Picture:
     def left(self) -> float:
         """Room for the longest name and its key."""
         names = [self.name(name) for name in self.styles] + [FAMILIES[style.family] for style in self.styles.values()]
-        return max(*(_inches(text, BASE) for text in names), 1.2) + EDGE + KEY + 0.02
+        return max(*(inches(text, BASE) for text in names), 1.2) + EDGE + KEY + 0.02
 
     def name(self, arm: str) -> str:
         line, label = self.whole.loc[arm], self.styles[arm].label
@@ -182,7 +182,7 @@ def _narrow_ticks(axes: Axes, width: float) -> None:
     for bins in (5, 4, 3, 2):
         ticks = [float(tick) for tick in MaxNLocator(bins, steps=STEPS).tick_values(low, high)]
         digits = max(len(f"{tick:.6f}".rstrip("0").partition(".")[2]) for tick in ticks)
-        half = max(_inches(f"{tick:.{digits}f}", SMALL) for tick in ticks) / 2 + 0.015
+        half = max(inches(f"{tick:.{digits}f}", SMALL) for tick in ticks) / 2 + 0.015
         places = {tick: (tick - low) / (high - low) * width for tick in ticks}
         inside = [tick for tick in ticks if max(0.0, half - 0.05) <= places[tick] <= width - max(0.0, half - 0.05)]
         for every in (inside, inside[::2], inside[1::2]):
@@ -345,22 +345,6 @@ def _mark(
     )
 
 
-def _inches(text: str, size: float) -> float:
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
-    return float(width) / 72
-
-
-def _wrap(text: str, inches: float) -> str:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if _inches(longer, SMALL) < 0.96 * inches:  # hinting makes text a little wider
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return "\n".join(lines)
-
-
 def _caption(whole: pd.DataFrame, level: float, baseline: str, styles: Mapping[str, Drawn]) -> str:
     counts = sorted({int(count) for name, count in whole.n_expected.items() if name != baseline}) or [1]
     planned = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -376,4 +360,4 @@ def _caption(whole: pd.DataFrame, level: float, baseline: str, styles: Mapping[s
     ]
     if short:
         text += " Incomplete: " + ", ".join(short) + "."
-    return _wrap(text, WIDTH_INCHES - 2 * EDGE)
+    return wrap(text, WIDTH_INCHES - 2 * EDGE)

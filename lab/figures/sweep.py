@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from lab.figures.labels import inches
+from lab.figures.page import wrap
 from lab.figures.style import BASE, BLACK, BLUE, GREY, SMALL, VERMILION, WARNING, WHITE, WIDTH_INCHES, paper
 from lab.tables.sweep import ACCURACIES, WORTH_HAVING
 
@@ -264,7 +264,7 @@ def _slopes(
     fig: Figure, shown: Sequence[tuple[str, str, pd.Series]], looks: Mapping[str, _Look], bottom: float
 ) -> None:
     names = [f"{name}: {prompts}".replace(" - ", " − ") if prompts else name for name, prompts, _ in shown]
-    left = max(_inches(name, BASE) for name in names) + EDGE + 0.14
+    left = max(inches(name, BASE) for name in names) + EDGE + 0.14
     right = 2.0  # for the numbers and verdicts
     axes = _axes(fig, left, bottom, WIDTH_INCHES - left - right, ROW * len(shown))
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -302,22 +302,6 @@ def _slopes(
 # --------------------------------------------------------------------------------------------------------------- text
 
 
-def _inches(text: str, size: float) -> float:
-    width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
-    return float(width) / 72
-
-
-def _wrap(text: str, inches: float) -> str:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if _inches(longer, SMALL) < 0.96 * inches:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return "\n".join(lines)
-
-
 def _caption(table: pd.DataFrame, level: float, sets: Sequence[str]) -> str:
     complete = table[(table.status == "complete") & (table.n_seeds == table.n_expected)]
     planned = sorted({int(count) for count in table.n_expected})
@@ -337,4 +321,4 @@ def _caption(table: pd.DataFrame, level: float, sets: Sequence[str]) -> str:
     ]
     if short:
         text += " Incomplete: " + "; ".join(short) + "."
-    return _wrap(text, WIDTH_INCHES - 2 * EDGE)
+    return wrap(text, WIDTH_INCHES - 2 * EDGE)
