@@ -270,7 +270,7 @@ def test_stage_writes_splits_and_card_from_a_file(tmp_path: Path) -> None:
     result = data.run(config, {}, out, stage_context(tmp_path, path=str(path)))
     assert result.ledger.demonstrations == 4
     assert sorted(p.name for p in out.iterdir()) == [
-        "card.json", "evaluation.jsonl", "preference.jsonl", "preference_demonstrations.jsonl", "rl.jsonl",
+        "card.json", "card.md", "evaluation.jsonl", "preference.jsonl", "preference_demonstrations.jsonl", "rl.jsonl",
         "sft.jsonl", "tuning.jsonl",
     ]  # fmt: skip
     answered = read_demonstrations(out / "preference_demonstrations.jsonl")
