@@ -64,6 +64,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_option_says_where_the_preferences_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # smollm2 without its packages
     path = tmp_path / "pairs.jsonl"

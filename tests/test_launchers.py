@@ -100,6 +100,7 @@ def test_what_an_experiment_sweeps_is_planned_and_the_command_line_wins(tmp_path
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_not_installed_is_one_line(tmp_path: Path) -> None:
     result = launched(tmp_path, "hydra/launcher=joblib", "hydra.launcher._target_=hydra_plugins.nothing.Launcher")
     assert result.returncode == 2

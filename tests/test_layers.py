@@ -192,6 +192,7 @@ def test_light_modules_load_no_training_library(module: str) -> None:
         assert not heavy, f"importing {module} loads {needed} (asked for by {asked_by}), which imports {heavy}"
 
 
+@pytest.mark.slow
 def test_light_modules_leave_torch_unloaded() -> None:
     """The same by experiment: third-party packages could drag the training libraries in behind our backs."""
     wanted = [name for name in MODULES if layer_name(name) in LIGHT]

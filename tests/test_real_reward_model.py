@@ -189,6 +189,7 @@ def test_what_the_intervals_allow_to_be_said() -> None:
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_the_whole_experiment_very_small(config: LabConfig, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     graph, store = build_graph(config), Store(Path(config.run.store))
     outcome = execute(Plan(graph.steps), store, workers=0, runner="lab.stages.run_stage", offline=True, show=False)
