@@ -215,6 +215,7 @@ def test_arms_change_from_the_command_line() -> None:
 # ---------------------------------------------------------------- health: the same PPO, a tenth of the coefficient
 
 
+@pytest.mark.slow
 def test_the_low_kl_arm_follows_ppo_in_everything_but_a_tenth_of_the_coefficient() -> None:
     """Every number of ppo_rm is overridden; the other arm must differ in kl_coefficient alone."""
     method = hydra.compose("config", ["experiment=health"]).arms.ppo_rm.method

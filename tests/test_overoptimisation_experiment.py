@@ -193,6 +193,7 @@ def test_curves_are_means_of_their_seeds_and_fits_find_the_form(found: Overoptim
     assert line.rmse_form < line.rmse_last_value
 
 
+@pytest.mark.slow
 def test_what_did_not_run_is_named_and_one_seed_answers_nothing() -> None:
     tracks = synthetic.tracks([0], 8, 8)
     del tracks["rl", "mean"]

@@ -83,6 +83,7 @@ def points(graph: PipelineGraph, pipeline: str, seed: int = 0) -> list[StagePoin
 # ---------------------------------------------------------------- the graph
 
 
+@pytest.mark.slow
 def test_steps_that_compare_has_too_are_the_same_steps() -> None:
     arms = {(run.arm, run.seed): run for run in build_graph(config("seeds=2", "experiment=compare")).runs}
     first = {"sft_ppo": "ppo_rm", "sft_ppo_rlvr": "ppo_rm", "sft_dpo_rlvr": "dpo", "sft_rlvr": "grpo_verifier"}
@@ -370,6 +371,7 @@ def shifted(rows: pd.DataFrame, arm: str, of: str, by: Mapping[str, float]) -> p
     return pd.concat([rows[rows.arm != arm], own], ignore_index=True)
 
 
+@pytest.mark.slow
 def test_a_change_is_paired_by_seed_and_prompt() -> None:
     """A stage that adds the same to every answer: the change has no spread at all, whatever seeds and prompts have."""
     changes = tables(shifted(rows(), "grpo_verifier", "dpo", {"math": 0.3})).changes

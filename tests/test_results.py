@@ -47,6 +47,7 @@ def test_every_column_of_every_table_is_documented(name: str) -> None:
         assert not list(described.column[described.meaning == ""]), (name, table)
 
 
+@pytest.mark.slow
 def test_the_sweep_over_quality_loads_and_is_documented(root: Path) -> None:
     for table in results.tables("data_quality", root):
         described = results.describe("data_quality", table, root)

@@ -457,6 +457,7 @@ def manifests(settings: LabConfig) -> tuple[Any, dict[str, Any], FakeStore]:
     return graph, {run.candidate: run for run in graph.candidates}, FakeStore(known)
 
 
+@pytest.mark.slow
 def test_what_a_reward_model_costs_is_its_own_training_and_the_labels_it_learnt_from() -> None:
     settings = config()
     graph, runs, store = manifests(settings)
@@ -475,6 +476,7 @@ def test_what_a_reward_model_costs_is_its_own_training_and_the_labels_it_learnt_
     assert costs("random")["seconds_per_1000"] == 2
 
 
+@pytest.mark.slow
 def test_what_a_source_states_and_where_its_accuracy_was_measured() -> None:
     settings = config()
     _, runs, store = manifests(settings)

@@ -240,6 +240,7 @@ def test_parquet_rows_are_read_and_a_missing_column_is_named(tmp_path: Path) -> 
         tables.read_rows([tmp_path / "bad.parquet"])
 
 
+@pytest.mark.slow
 def test_written_tables(tmp_path: Path) -> None:
     rows = evaluation_rows(SMALL, prompts=3, points=2)
     rows = rows[~((rows.arm == "dpo") & (rows.seed == 1))]
