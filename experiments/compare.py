@@ -217,11 +217,11 @@ def ledger(config: LabConfig, graph: Graph, store: Store, run: ArmRun) -> Ledger
 def _upfront_flops(store: Store, graph: Graph, built: list[ArmRun], name: str) -> float:
     """FLOPs before an arm's first step: its reward models' and its labels', on the mean over its runs."""
     runs = [run for run in built if run.arm == name]
-    spent = [Ledger(**store.manifest(step.key)["ledger"]) for run in runs for step in run.reward_models]
+    spent = [charged(store, step) for run in runs for step in run.reward_models]
     total = sum(one.training_flops + one.sampling_flops for one in spent) / max(len(runs), 1)
     steps = [step for run in runs for step in (*run.reward_models, run.policy) if step is not None]
     if any("pairs" in step.inputs for step in steps):
-        pool = [Ledger(**store.manifest(step.key)["ledger"]) for step in paid_for(graph.pairs)]
+        pool = [charged(store, step) for step in paid_for(graph.pairs)]
         total += sum(one.training_flops + one.sampling_flops for one in pool)
     return total
 

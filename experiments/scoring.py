@@ -7,6 +7,7 @@ same for every step in the store, whoever built it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,10 @@ def charged(store: Store, step: Step) -> Ledger:
     manifest = store.manifest(step.key)
     spent = Ledger(**manifest["ledger"])
     tokens = spent.prompt_tokens + spent.generated_tokens
-    scoring = sum(forward_flops(_parameters(store.load(one.key).path / "final"), tokens) for one in _scorers(step))
+    scoring = 0.0
+    for one in _scorers(step):
+        store.manifest(one.key)  # raises if it is gone; no need to verify gigabytes for the sake of their headers
+        scoring += forward_flops(_parameters(store.path(one.key) / "final"), tokens)
     return dataclasses.replace(
         spent, sampling_flops=spent.sampling_flops + scoring, wall_seconds=manifest["duration_seconds"]
     )
@@ -78,8 +82,5 @@ def _parameters(folder: Path) -> int:
         with safe_open(path, framework="numpy") as file:
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
                 if not any(part in name for part in TABLES):
-                    size = 1
-                    for length in file.get_slice(name).get_shape():
-                        size *= length
-                    count += size
+                    count += math.prod(file.get_slice(name).get_shape())
     return count
